@@ -1,0 +1,1 @@
+"""AiiDA CalcJobs, parsers and calcfunctions around the core of mimyria_wf."""

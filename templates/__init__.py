@@ -1,0 +1,1 @@
+"""Ready-to-use input templates and campaign files."""

@@ -1,0 +1,1 @@
+"""AiiDA workchains of mimyria_wf: the order of the calculations, no physics."""
