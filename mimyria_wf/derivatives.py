@@ -1,0 +1,632 @@
+"""Time derivatives of dipole and polarizability: the series that lies between prediction and spectra.
+
+Tensors become series by contraction with velocities (Eqs. 3 and 13). Beside each series stands what equipartition
+says its mean square must be, so that every spectrum can be held against a number that owes nothing to time
+correlation, windows or Fourier transforms.
+
+The equipartition value. Let ``u`` be the mass-weighted velocities, ``u_i = sqrt(m_i) v_i``, and ``B`` the mass-weighted
+tensor, ``B_i = P_i / sqrt(m_i)``, so that ``M' = B^T u``. At fixed positions a thermal velocity distribution has
+``<u u^T> = k_B T 1`` and hence ``<M' M'^T> = k_B T sum_i P_i^T P_i / m_i``. Molecular dynamics without centre-of-mass
+motion (and, for clusters, without angular momentum) confines ``u`` to the complement of those rigid motions. With
+``Pi`` the orthogonal projector on them at the instantaneous positions,
+
+    ``<u u^T> = k_B T (1 - Pi)``,   ``k_B T = 2 K / n_dof``,   ``n_dof = 3N - rank(Pi)``,
+
+which for NVE holds frame by frame as well: at given positions K is fixed by the conserved energy and ``u`` is uniform
+on a sphere in that subspace. So ``<M' M'^T> = <k_B T(t) B^T (1 - Pi) B>``, with
+
+    ``B^T (1 - Pi) B = sum_i P_i^T P_i / m_i - A^T A / M - G^T I^-1 G``,
+    ``A = sum_i P_i``,   ``G = sum_i (r_i - R) x P_i``,   ``I`` the inertia tensor, ``M`` the total mass.
+
+The squares stored here are these matrices averaged over frames with the weight T(t)/<T>, so that ``k_B <T>`` times a
+square is the expected mean square exactly, with no factor (n_dof / 3N) left to argue about. The PGT takes the same
+form with its six field pairs as columns.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mimyria_wf.errors import SpectrumError
+from mimyria_wf.units import AMU_A2_PER_FS2, BOHR, BOLTZMANN_EV
+
+Array = NDArray[Any]
+RemovedMotion = Literal["none", "translation", "translation+rotation"]
+
+PAIRS: tuple[tuple[int, int], ...] = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+"""Cartesian indices of the six columns of a polarizability derivative: xx yy zz yz xz xy."""
+PAIR_NAMES: tuple[str, ...] = ("xx", "yy", "zz", "yz", "xz", "xy")
+_ROWS = [i for i, _ in PAIRS]
+_COLUMNS = [j for _, j in PAIRS]
+
+FORMAT = "mimyria_wf derivatives 1"
+UNITS: dict[str, str] = {
+    "dipole_derivative": "e A/fs",
+    "polarizability_derivative": "e^2 a0^2/(E_h fs)",
+    "kinetic_temperature": "K",
+    "apt_square": "e^2/u",
+    "pgt_square": "(e^2 a0/E_h)^2/u",
+    "temperature": "K",
+    "timestep": "fs",
+    "volume": "A^3",
+}
+
+
+@dataclass(frozen=True)
+class DerivativeSeries:
+    """Dipole and polarizability derivative of one run, by group of atoms.
+
+    Attributes:
+        name: the run's name, for messages and tables.
+        timestep: time between frames [fs].
+        temperature: the run's own mean kinetic temperature [K].
+        dipole_derivative: (n_frames, n_groups, 3) [e A/fs], or None.
+        polarizability_derivative: (n_frames, n_groups, 6), order xx yy zz yz xz xy [e^2 a0^2/(E_h fs)], or None.
+        group_names: names of the groups; the total is the sum over them.
+        volume: cell volume, or a cluster's nominal volume [A^3]; None if nobody has given one.
+        apt_square: (3, 3) mean of B^T (1 - Pi) B, see the module's text [e^2/u]; its trace enters the f-sum rule.
+        pgt_square: (6, 6) the same of the PGT [(e^2 a0/E_h)^2/u].
+        removed_motion: the rigid motions that the velocities lack.
+        degrees_of_freedom: those that the temperature counts.
+        is_periodic: whether volume is that of a cell.
+        kinetic_temperature: (n_frames,) [K], or None.
+        metadata: JSON-able record of where the tensors come from.
+    """
+
+    name: str
+    timestep: float
+    temperature: float
+    dipole_derivative: Array | None = None
+    polarizability_derivative: Array | None = None
+    group_names: tuple[str, ...] = ("all",)
+    volume: float | None = None
+    apt_square: Array | None = None
+    pgt_square: Array | None = None
+    removed_motion: RemovedMotion = "translation"
+    degrees_of_freedom: int | None = None
+    is_periodic: bool = False
+    kinetic_temperature: Array | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse series that no spectrum can be made of."""
+        if self.dipole_derivative is None and self.polarizability_derivative is None:
+            raise SpectrumError(f"{self.name}: neither a dipole nor a polarizability derivative is given")
+        lengths = set()
+        for label, series, width in (
+            ("dipole_derivative", self.dipole_derivative, 3),
+            ("polarizability_derivative", self.polarizability_derivative, 6),
+        ):
+            if series is None:
+                continue
+            expected = (len(series), len(self.group_names), width)
+            if series.shape != expected:
+                raise SpectrumError(f"{self.name}: {label} must have shape {expected}, got {series.shape}")
+            if not np.isfinite(series).all():
+                frame = int(np.argwhere(~np.isfinite(series).all(axis=(1, 2)))[0, 0])
+                raise SpectrumError(
+                    f"{self.name}: {label} is not finite at frame {frame}; check tensors and velocities"
+                )
+            lengths.add(len(series))
+        if len(lengths) > 1:
+            raise SpectrumError(
+                f"{self.name}: dipole and polarizability derivative differ in length: {sorted(lengths)}"
+            )
+        if not (np.isfinite(self.timestep) and self.timestep > 0):
+            raise SpectrumError(f"{self.name}: timestep must be positive, got {self.timestep} fs")
+        if not (np.isfinite(self.temperature) and self.temperature > 0):
+            raise SpectrumError(
+                f"{self.name}: temperature must be positive, got {self.temperature} K; are velocities zero?"
+            )
+        if self.volume is not None and not (np.isfinite(self.volume) and self.volume > 0):
+            raise SpectrumError(f"{self.name}: volume must be positive, got {self.volume} A^3")
+        if self.removed_motion not in get_args(RemovedMotion):
+            raise SpectrumError(
+                f"{self.name}: removed_motion is one of {get_args(RemovedMotion)}, got {self.removed_motion!r}"
+            )
+        for label, square, width in (("apt_square", self.apt_square, 3), ("pgt_square", self.pgt_square, 6)):
+            if square is not None and square.shape != (width, width):
+                raise SpectrumError(f"{self.name}: {label} must have shape {(width, width)}, got {square.shape}")
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames."""
+        series = self.dipole_derivative if self.dipole_derivative is not None else self.polarizability_derivative
+        assert series is not None
+        return len(series)
+
+    @property
+    def total_dipole_derivative(self) -> Array:
+        """(n_frames, 3) sum over groups [e A/fs]."""
+        if self.dipole_derivative is None:
+            raise SpectrumError(f"{self.name}: no dipole derivative; predict with an APT model to get an IR spectrum")
+        return self.dipole_derivative.sum(axis=1)
+
+    @property
+    def total_polarizability_derivative(self) -> Array:
+        """(n_frames, 6) sum over groups [e^2 a0^2/(E_h fs)]."""
+        if self.polarizability_derivative is None:
+            raise SpectrumError(
+                f"{self.name}: no polarizability derivative; predict with a PGT model to get Raman spectra"
+            )
+        return self.polarizability_derivative.sum(axis=1)
+
+
+def contract(
+    apt: Array | None, pgt: Array | None, velocities: Array, groups: Array | None = None, n_groups: int = 1
+) -> tuple[Array | None, Array | None]:
+    """Contract tensors with velocities, Eqs. 3 and 13.
+
+    The conversion of the velocities from A/fs to a0/fs that the PGT needs happens here and nowhere else.
+
+    Args:
+        apt: (n_frames, n_atoms, displacement, field) [e], or None.
+        pgt: (n_frames, n_atoms, displacement, field, field) [e^2 a0/E_h], or None.
+        velocities: (n_frames, n_atoms, 3) [A/fs].
+        groups: (n_atoms,) group index of each atom; all in one group by default.
+        n_groups: number of groups.
+
+    Returns:
+        dipole derivative (n_frames, n_groups, 3) [e A/fs] and polarizability derivative (n_frames, n_groups, 6)
+        [e^2 a0^2/(E_h fs)], None where the tensor is None.
+    """
+    members = [slice(None)] if groups is None else [np.flatnonzero(groups == g) for g in range(n_groups)]
+    dipole = polarizability = None
+    if apt is not None:
+        _require_shape("apt", apt, (*velocities.shape, 3))
+        dipole = np.stack([np.einsum("tiaf,tia->tf", apt[:, m], velocities[:, m]) for m in members], axis=1)
+    if pgt is not None:
+        _require_shape("pgt", pgt, (*velocities.shape, 3, 3))
+        six = _six_columns(pgt)
+        polarizability = (
+            np.stack([np.einsum("tiac,tia->tc", six[:, m], velocities[:, m]) for m in members], axis=1) / BOHR
+        )
+    return dipole, polarizability
+
+
+def _six_columns(pgt: Array) -> Array:
+    """Return the PGT's six field pairs, symmetrised, (..., displacement, 6)."""
+    return 0.5 * (pgt[..., _ROWS, _COLUMNS] + pgt[..., _COLUMNS, _ROWS])
+
+
+def _require_shape(name: str, array: Array, expected: tuple[int, ...]) -> None:
+    if array.shape != expected:
+        raise SpectrumError(f"{name} must have shape {expected} to go with the velocities, got {array.shape}")
+
+
+def kinetic_temperature(masses: Array, velocities: Array, degrees_of_freedom: int) -> Array:
+    """Return the kinetic temperature of each frame, 2 K / (n_dof k_B).
+
+    Args:
+        masses: (n_atoms,) [u].
+        velocities: (n_frames, n_atoms, 3) [A/fs].
+        degrees_of_freedom: 3N less the conserved momenta.
+
+    Returns:
+        (n_frames,) [K].
+    """
+    twice_kinetic = np.einsum("i,tia,tia->t", masses, velocities, velocities) * AMU_A2_PER_FS2
+    return twice_kinetic / (degrees_of_freedom * BOLTZMANN_EV)
+
+
+def mean_square(square: Array, temperature: float) -> Array:
+    """Return the equipartition value k_B T * square in (A/fs)^2 times the square's own unit without 1/u.
+
+    Args:
+        square: apt_square [e^2/u] or pgt_square [(e^2 a0/E_h)^2/u].
+        temperature: [K].
+
+    Returns:
+        <M' M'^T> [(e A/fs)^2], or for the PGT [(e^2 a0/E_h)^2 (A/fs)^2]: divide by a0^2 to get that of alpha'.
+    """
+    return square * (BOLTZMANN_EV * temperature / AMU_A2_PER_FS2)
+
+
+def rigid_motion_energies(masses: Array, positions: Array, velocities: Array) -> tuple[Array, Array]:
+    """Return twice the kinetic energy of translation and of rigid rotation, (n_frames,) each [u A^2/fs^2]."""
+    momentum = np.einsum("i,tia->ta", masses, velocities)
+    moment = np.einsum("i,tia->ta", masses, positions)
+    total = masses.sum()
+    relative = positions - moment[:, None] / total
+    moving = velocities - momentum[:, None] / total
+    angular = np.einsum("i,tia->ta", masses, np.cross(relative, moving))
+    inverse = np.linalg.pinv(_inertia(masses, relative), rcond=1e-8, hermitian=True)
+    return (momentum**2).sum(axis=1) / total, np.einsum("ta,tab,tb->t", angular, inverse, angular)
+
+
+def _inertia(masses: Array, relative: Array) -> Array:
+    second = np.einsum("i,tia,tib->tab", masses, relative, relative)
+    return np.trace(second, axis1=1, axis2=2)[:, None, None] * np.eye(3) - second
+
+
+def find_removed_motion(masses: Array, positions: Array, velocities: Array, is_periodic: bool) -> RemovedMotion:
+    """Tell from the velocities themselves which rigid motions have been taken out of a run.
+
+    A motion counts as removed when it holds less than 1 % of its equipartition share on average over the frames given.
+
+    Args:
+        masses: (n_atoms,) [u].
+        positions: (n_frames, n_atoms, 3) [A]; unwrapped.
+        velocities: (n_frames, n_atoms, 3) [A/fs].
+        is_periodic: under periodic boundaries angular momentum is not conserved, and rotation is never removed.
+    """
+    translation, rotation = rigid_motion_energies(masses, positions, velocities)
+    share = np.einsum("i,tia,tia->t", masses, velocities, velocities).mean() / (3 * len(masses))
+    if translation.mean() > 0.01 * 3 * share:
+        return "none"
+    if is_periodic or len(masses) < 2 or rotation.mean() > 0.01 * 3 * share:
+        return "translation"
+    return "translation+rotation"
+
+
+def count_degrees_of_freedom(n_atoms: int, removed_motion: RemovedMotion, is_linear: bool = False) -> int:
+    """Return 3N less the rigid motions removed (two rotations for a linear molecule)."""
+    removed = {"none": 0, "translation": 3, "translation+rotation": 5 if is_linear else 6}[removed_motion]
+    return 3 * n_atoms - removed
+
+
+def projected_square(tensors: Array, masses: Array, positions: Array | None, removed_motion: RemovedMotion) -> Array:
+    """Return B^T (1 - Pi) B of each frame, see the module's text.
+
+    Args:
+        tensors: (n_frames, n_atoms, displacement, n_columns), an APT (3 columns) or a PGT's six columns.
+        masses: (n_atoms,) [u].
+        positions: (n_frames, n_atoms, 3) [A]; needed only where rotation is removed.
+        removed_motion: the motions that Pi projects on.
+
+    Returns:
+        (n_frames, n_columns, n_columns) [tensor unit squared / u].
+    """
+    square = np.einsum("i,tiaf,tiag->tfg", 1.0 / masses, tensors, tensors, optimize=True)
+    if removed_motion == "none":
+        return square
+    drift = tensors.sum(axis=1)
+    square = square - np.einsum("taf,tag->tfg", drift, drift) / masses.sum()
+    if removed_motion == "translation":
+        return square
+    if positions is None:
+        raise SpectrumError("positions are needed to take the removed rotation out of the equipartition value")
+    relative = positions - (np.einsum("i,tia->ta", masses, positions) / masses.sum())[:, None]
+    turning = np.cross(relative[..., None], tensors, axisa=2, axisb=2, axisc=2).sum(axis=1)
+    inverse = np.linalg.pinv(_inertia(masses, relative), rcond=1e-8, hermitian=True)
+    return square - np.einsum("taf,tab,tbg->tfg", turning, inverse, turning)
+
+
+class DerivativeAccumulator:
+    """Contracts chunks of tensors with velocities and keeps the running sums that the gates need.
+
+    Args:
+        masses: (n_atoms,) [u].
+        removed_motion: rigid motions that the velocities lack; None finds out from the first chunk.
+        is_periodic: see :func:`find_removed_motion`.
+        groups: (n_atoms,) group index of each atom, or None for one group.
+        n_groups: number of groups.
+    """
+
+    def __init__(
+        self,
+        masses: Array,
+        removed_motion: RemovedMotion | None = None,
+        is_periodic: bool = False,
+        groups: Array | None = None,
+        n_groups: int = 1,
+    ) -> None:
+        self.masses = np.asarray(masses, dtype=float)
+        self.removed_motion = removed_motion
+        self.is_periodic = is_periodic
+        self.groups = groups
+        self.n_groups = n_groups
+        self.degrees_of_freedom: int | None = None
+        self._temperature_sum = 0.0
+        self._n_frames = 0
+        self._sums: dict[str, Array] = {}
+
+    def add(
+        self, velocities: Array, positions: Array, apt: Array | None = None, pgt: Array | None = None
+    ) -> tuple[Array | None, Array | None, Array]:
+        """Contract one chunk; shapes as in :func:`contract`, positions (n_frames, n_atoms, 3) [A].
+
+        Returns:
+            dipole derivative, polarizability derivative (as :func:`contract`) and temperature (n_frames,) [K].
+        """
+        expected = (len(velocities), len(self.masses), 3)
+        _require_shape("velocities", velocities, expected)
+        _require_shape("positions", positions, expected)
+        if self.removed_motion is None:
+            self.removed_motion = find_removed_motion(self.masses, positions, velocities, self.is_periodic)
+        if self.degrees_of_freedom is None:
+            self.degrees_of_freedom = count_degrees_of_freedom(
+                len(self.masses), self.removed_motion, is_linear(self.masses, positions[0])
+            )
+            if self.degrees_of_freedom < 1:
+                raise SpectrumError("no degree of freedom is left once rigid motions are removed")
+        dipole, polarizability = contract(apt, pgt, velocities, self.groups, self.n_groups)
+        temperature = kinetic_temperature(self.masses, velocities, self.degrees_of_freedom)
+        self._temperature_sum += float(temperature.sum())
+        self._n_frames += len(temperature)
+        for name, tensors in (("apt", apt), ("pgt", None if pgt is None else _six_columns(pgt))):
+            if tensors is None:
+                continue
+            square = projected_square(tensors, self.masses, positions, self.removed_motion)
+            self._sums[name] = self._sums.get(name, 0.0) + np.einsum("t,tfg->fg", temperature, square)
+        return dipole, polarizability, temperature
+
+    @property
+    def temperature(self) -> float:
+        """Mean kinetic temperature so far [K]."""
+        return self._temperature_sum / self._n_frames if self._n_frames else float("nan")
+
+    @property
+    def apt_square(self) -> Array | None:
+        """(3, 3) temperature-weighted mean [e^2/u]."""
+        return self._sums["apt"] / self._temperature_sum if "apt" in self._sums else None
+
+    @property
+    def pgt_square(self) -> Array | None:
+        """(6, 6) temperature-weighted mean [(e^2 a0/E_h)^2/u]."""
+        return self._sums["pgt"] / self._temperature_sum if "pgt" in self._sums else None
+
+
+def is_linear(masses: Array, positions: Array) -> bool:
+    """Tell whether one frame's atoms (n_atoms, 3) lie on a line."""
+    if len(masses) < 3:
+        return True
+    relative = positions - masses @ positions / masses.sum()
+    moments = np.linalg.eigvalsh(_inertia(masses, relative[None])[0])
+    return bool(moments[0] < 1e-6 * moments[2])
+
+
+def derivative_series(
+    velocities: Array,
+    positions: Array,
+    masses: Array,
+    timestep: float,
+    *,
+    apt: Array | None = None,
+    pgt: Array | None = None,
+    name: str = "",
+    volume: float | None = None,
+    is_periodic: bool = False,
+    removed_motion: RemovedMotion | None = None,
+    groups: Array | None = None,
+    group_names: Sequence[str] = ("all",),
+    metadata: Mapping[str, Any] | None = None,
+) -> DerivativeSeries:
+    """Contract a whole run held in memory; arguments as in :func:`contract` and :class:`DerivativeAccumulator`."""
+    sums = DerivativeAccumulator(masses, removed_motion, is_periodic, groups, len(group_names))
+    dipole, polarizability, temperature = sums.add(velocities, positions, apt, pgt)
+    assert sums.removed_motion is not None
+    return DerivativeSeries(
+        name=name,
+        timestep=timestep,
+        temperature=sums.temperature,
+        dipole_derivative=dipole,
+        polarizability_derivative=polarizability,
+        group_names=tuple(group_names),
+        volume=volume,
+        apt_square=sums.apt_square,
+        pgt_square=sums.pgt_square,
+        removed_motion=sums.removed_motion,
+        degrees_of_freedom=sums.degrees_of_freedom,
+        is_periodic=is_periodic,
+        kinetic_temperature=temperature,
+        metadata=dict(metadata or {}),
+    )
+
+
+class DerivativeWriter:
+    """Writes a derivatives file (HDF5) chunk by chunk; use it as a context manager.
+
+    The file appears under its name only when the block ends without an error, so a run cut off leaves no half file.
+
+    Args:
+        path: file to write.
+        name: the run's name.
+        timestep: [fs].
+        masses: (n_atoms,) [u].
+        volume: [A^3], or None.
+        is_periodic: whether volume is that of a cell.
+        removed_motion: rigid motions that the velocities lack; None finds out from the first chunk.
+        groups: (n_atoms,) group index of each atom, or None.
+        group_names: names of the groups.
+        metadata: JSON-able.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        name: str,
+        timestep: float,
+        masses: Array,
+        volume: float | None = None,
+        is_periodic: bool = False,
+        removed_motion: RemovedMotion | None = None,
+        groups: Array | None = None,
+        group_names: Sequence[str] = ("all",),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.name = name
+        self.timestep = timestep
+        self.volume = volume
+        self.is_periodic = is_periodic
+        self.group_names = tuple(group_names)
+        self.metadata = dict(metadata or {})
+        self.sums = DerivativeAccumulator(masses, removed_motion, is_periodic, groups, len(self.group_names))
+        self._part = self.path.with_name(self.path.name + ".part")
+        self._file: h5py.File | None = None
+
+    def __enter__(self) -> Self:
+        self._file = h5py.File(self._part, "w")
+        return self
+
+    def append(
+        self, velocities: Array, positions: Array, *, apt: Array | None = None, pgt: Array | None = None
+    ) -> None:
+        """Contract one chunk and append it; arguments as in :meth:`DerivativeAccumulator.add`."""
+        dipole, polarizability, temperature = self.sums.add(velocities, positions, apt, pgt)
+        self._extend("dipole_derivative", dipole)
+        self._extend("polarizability_derivative", polarizability)
+        self._extend("kinetic_temperature", temperature)
+
+    def _extend(self, key: str, rows: Array | None) -> None:
+        assert self._file is not None, "DerivativeWriter is used outside its with block"
+        if rows is None:
+            return
+        if not np.isfinite(rows).all():
+            raise SpectrumError(f"{self.name}: {key} is not finite; check tensors and velocities")
+        if key not in self._file:
+            dataset = self._file.create_dataset(
+                key, data=rows, maxshape=(None, *rows.shape[1:]), chunks=(4096, *rows.shape[1:])
+            )
+            dataset.attrs["unit"] = UNITS[key]
+            return
+        dataset = self._file[key]
+        dataset.resize(len(dataset) + len(rows), axis=0)
+        dataset[-len(rows) :] = rows
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._file is not None
+        try:
+            if kind is None:
+                if "kinetic_temperature" not in self._file:
+                    raise SpectrumError(f"{self.name}: no frames were written to {self.path}")
+                assert self.sums.removed_motion is not None
+                _write_header(
+                    self._file,
+                    name=self.name,
+                    timestep=self.timestep,
+                    temperature=self.sums.temperature,
+                    group_names=self.group_names,
+                    volume=self.volume,
+                    apt_square=self.sums.apt_square,
+                    pgt_square=self.sums.pgt_square,
+                    removed_motion=self.sums.removed_motion,
+                    degrees_of_freedom=self.sums.degrees_of_freedom,
+                    is_periodic=self.is_periodic,
+                    metadata=self.metadata,
+                )
+        finally:
+            is_complete = "format" in self._file.attrs
+            self._file.close()
+            if is_complete:
+                os.replace(self._part, self.path)
+            else:
+                self._part.unlink()
+
+
+def _write_header(
+    file: h5py.File,
+    *,
+    name: str,
+    timestep: float,
+    temperature: float,
+    group_names: Sequence[str],
+    volume: float | None,
+    apt_square: Array | None,
+    pgt_square: Array | None,
+    removed_motion: RemovedMotion,
+    degrees_of_freedom: int | None,
+    is_periodic: bool,
+    metadata: Mapping[str, Any],
+) -> None:
+    for key, square in (("apt_square", apt_square), ("pgt_square", pgt_square)):
+        if square is not None:
+            file.create_dataset(key, data=square).attrs["unit"] = UNITS[key]
+    file.attrs["name"] = name
+    for key, value in (("timestep", timestep), ("temperature", temperature), ("volume", volume)):
+        if value is not None:
+            file.attrs[key] = value
+            file.attrs[f"{key}_unit"] = UNITS[key]
+    file.attrs["group_names"] = json.dumps(list(group_names))
+    file.attrs["removed_motion"] = removed_motion
+    if degrees_of_freedom is not None:
+        file.attrs["degrees_of_freedom"] = degrees_of_freedom
+    file.attrs["is_periodic"] = is_periodic
+    file.attrs["polarizability_order"] = " ".join(PAIR_NAMES)
+    file.attrs["metadata"] = json.dumps(dict(metadata))
+    file.attrs["format"] = FORMAT
+
+
+def write_derivatives(path: str | Path, series: DerivativeSeries) -> None:
+    """Write one run's series to an HDF5 file with units; see :class:`DerivativeWriter` for writing in chunks."""
+    part = Path(path).with_name(Path(path).name + ".part")
+    with h5py.File(part, "w") as file:
+        for key in ("dipole_derivative", "polarizability_derivative", "kinetic_temperature"):
+            values = getattr(series, key)
+            if values is not None:
+                file.create_dataset(key, data=values).attrs["unit"] = UNITS[key]
+        _write_header(
+            file,
+            name=series.name,
+            timestep=series.timestep,
+            temperature=series.temperature,
+            group_names=series.group_names,
+            volume=series.volume,
+            apt_square=series.apt_square,
+            pgt_square=series.pgt_square,
+            removed_motion=series.removed_motion,
+            degrees_of_freedom=series.degrees_of_freedom,
+            is_periodic=series.is_periodic,
+            metadata=series.metadata,
+        )
+    os.replace(part, path)
+
+
+def is_derivatives_file(path: str | Path) -> bool:
+    """Tell whether a file is one of ours, without reading its series."""
+    if not Path(path).is_file() or not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path, "r") as file:
+        return str(file.attrs.get("format", "")).startswith("mimyria_wf derivatives")
+
+
+def read_derivatives(path: str | Path) -> DerivativeSeries:
+    """Read a derivatives file.
+
+    Raises:
+        SpectrumError: the file is missing, not a derivatives file, or of another unit or format.
+    """
+    if not Path(path).is_file():
+        raise SpectrumError(f"{path}: no such file")
+    if not is_derivatives_file(path):
+        raise SpectrumError(f"{path} is not a derivatives file; make one with `mimyria-wf predict`")
+    with h5py.File(path, "r") as file:
+        if file.attrs["format"] != FORMAT:
+            raise SpectrumError(f"{path}: format {file.attrs['format']!r}, this version reads {FORMAT!r}")
+        arrays: dict[str, Array | None] = {}
+        for key in (
+            "dipole_derivative",
+            "polarizability_derivative",
+            "kinetic_temperature",
+            "apt_square",
+            "pgt_square",
+        ):
+            arrays[key] = np.asarray(file[key], dtype=float) if key in file else None
+            if key in file and file[key].attrs.get("unit") != UNITS[key]:
+                raise SpectrumError(f"{path}: {key} is in {file[key].attrs.get('unit')!r}, expected {UNITS[key]!r}")
+        attributes = dict(file.attrs)
+    degrees = attributes.get("degrees_of_freedom")
+    return DerivativeSeries(
+        name=str(attributes["name"]),
+        timestep=float(attributes["timestep"]),
+        temperature=float(attributes["temperature"]),
+        group_names=tuple(json.loads(attributes["group_names"])),
+        volume=float(attributes["volume"]) if "volume" in attributes else None,
+        removed_motion=attributes["removed_motion"],
+        degrees_of_freedom=None if degrees is None else int(degrees),
+        is_periodic=bool(attributes["is_periodic"]),
+        metadata=json.loads(attributes["metadata"]),
+        **arrays,
+    )
