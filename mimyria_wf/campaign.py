@@ -1,0 +1,1324 @@
+"""The campaign file: what a user writes in YAML, checked key by key before anything else happens.
+
+:func:`load_campaign` reads the file; every mistake in it becomes one line that names the key, what was expected, what
+was found, what to do, the file and the line. What needs other files (structures, templates, trajectories, models) is
+looked at by :mod:`mimyria_wf.campaign_check`.
+
+Keys carry their unit (``timestep_fs``, ``temperature_K``); the properties of the sections give the same values in the
+units of the core (fs, 1/fs, A, K, atomic units of field).
+"""
+
+import difflib
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import numpy as np
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from mimyria_wf.errors import CampaignError
+
+KeyPath = tuple[str | int, ...]
+
+Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
+NotNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+Fraction = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1)]
+Int = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Index = Annotated[int, Field(strict=True, ge=0)]
+Bool = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(strict=True, min_length=1)]
+Target = Literal["apt", "pgt"]
+Step = Literal["md", "labels", "training", "prediction", "spectra"]
+
+RUNS_ONLY: dict[str, Any] = {"runs_only": True}
+"""Marks a field that changes how the campaign runs but not its results; left out of :meth:`Campaign.content_key`."""
+FILE: dict[str, Any] = {"file": True}
+"""Marks a field that holds a path (or a list of them), relative to the campaign file."""
+
+TBLITE_METHODS = ("GFN1-xTB", "GFN2-xTB", "IPEA1-xTB")
+DEFAULT_FIELD_STEPS: Mapping[str, float] = {"tblite": 1e-3, "cp2k": 5e-4}
+"""Field steps [E_h/(e a0)]: on the plateau for tblite; the paper's for CP2K."""
+DEFAULT_SNAPSHOTS_PER_JOB: Mapping[str, int] = {"tblite": 20, "cp2k": 1}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake, printed as one line.
+
+    Attributes:
+        key_path: where in the campaign, e.g. ``("sampling", "nve", "stride")``; empty for the file as a whole.
+        statement: what is wrong, what was expected and what was found; reads on from the key path.
+        remedy: what to do.
+        file: the campaign file as the user named it, None for a campaign that was not read from a file.
+        line: line in that file, counted from 1.
+    """
+
+    key_path: KeyPath
+    statement: str
+    remedy: str = ""
+    file: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        """Return e.g. ``training.sizes must increase, got [10, 5]: sort them (a.yaml, line 14)``."""
+        text = f"{dotted(self.key_path)} {self.statement}".strip()
+        if self.remedy:
+            text += f": {self.remedy}"
+        if self.file is not None:
+            text += f" ({self.file}, line {self.line})" if self.line is not None else f" ({self.file})"
+        return " ".join(text.split())
+
+
+class CampaignFileError(CampaignError):
+    """All that is wrong with a campaign file, one line for each mistake.
+
+    Attributes:
+        problems: the mistakes in the order of their lines.
+    """
+
+    def __init__(self, problems: Iterable[Problem]):
+        """Join the problems to one message."""
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def dotted(key_path: KeyPath) -> str:
+    """Return ``sampling.nve.stride`` or ``training.sizes[2]`` for a key path."""
+    text = ""
+    for key in key_path:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
+    return text
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a campaign came from: the file's name as given, its folder, and the line of every key."""
+
+    name: str | None = None
+    directory: Path = field(default_factory=Path.cwd)
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+
+    def line(self, key_path: KeyPath) -> int | None:
+        """Return the line of a key, or of the nearest section around it."""
+        while key_path not in self.lines and key_path:
+            key_path = key_path[:-1]
+        return self.lines.get(key_path)
+
+    def problem(self, key_path: KeyPath, statement: str, remedy: str = "") -> Problem:
+        """Return a problem that names the line of ``key_path``."""
+        return Problem(key_path, statement, remedy, self.name, self.line(key_path))
+
+
+def _wrong(key: str, statement: str, remedy: str = "") -> PydanticCustomError:
+    """Return the error of a rule between keys; ``key`` names the one to change, "" the section itself."""
+    context = {"key": key, "statement": statement, "remedy": remedy}
+    return PydanticCustomError("campaign", "{statement}", context)
+
+
+class Section(BaseModel):
+    """A part of the campaign file: unknown keys are errors, values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _cell(value: Any) -> Any:
+    """Return three vectors from three lengths or three vectors, all numbers [A]."""
+    if value is None:
+        return None
+    rows = list(value) if isinstance(value, list | tuple) else [value]
+    if len(rows) == 3 and all(_is_number(x) for x in rows):
+        rows = [[float(x) if i == j else 0.0 for j in range(3)] for i, x in enumerate(rows)]
+    is_matrix = len(rows) == 3 and all(
+        isinstance(r, list | tuple) and len(r) == 3 and all(_is_number(x) for x in r) for r in rows
+    )
+    if not is_matrix:
+        remedy = "give three lengths for an orthorhombic cell, or one row for each of the three cell vectors"
+        if len(rows) == 6:
+            remedy = "three lengths and three angles go under cell_A_deg"
+        raise _wrong("", f"must be [a, b, c] or three rows of three numbers, got {_found(value)}", remedy)
+    if np.linalg.det(np.array(rows, dtype=float)) <= 0:
+        raise _wrong(
+            "",
+            f"must be a right-handed cell of positive volume, got {_found(value)}",
+            "check the lengths and the order of the cell vectors; leave the cell out for a cluster",
+        )
+    return tuple(tuple(float(x) for x in r) for r in rows)
+
+
+def _pbc(value: Any) -> Any:
+    """Return three booleans from one or three."""
+    if isinstance(value, bool):
+        return (value,) * 3
+    if value is None or (
+        isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(x, bool) for x in value)
+    ):
+        return None if value is None else tuple(value)
+    raise _wrong("", f"must be true, false or three of them, got {_found(value)}", "write e.g. pbc: true")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+Row = tuple[float, float, float]
+
+
+class System(Section):
+    """The atoms, their charge and their box."""
+
+    structure: Text | None = Field(
+        None,
+        description="Start structure, any format that ASE reads. Needed with `sampling:`, not with `trajectories:`.",
+        json_schema_extra=FILE,
+    )
+    cell_A: Annotated[tuple[Row, Row, Row] | None, BeforeValidator(_cell)] = Field(
+        None,
+        description="Cell: one row for each cell vector, or `[a, b, c]` if the cell is orthorhombic. "
+        "By default the one in the structure file.",
+    )
+    cell_A_deg: tuple[Positive, Positive, Positive, Positive, Positive, Positive] | None = Field(
+        None, description="Cell as `[a, b, c, alpha, beta, gamma]`, for a cell of any shape."
+    )
+    pbc: Annotated[tuple[bool, bool, bool] | None, BeforeValidator(_pbc)] = Field(
+        None,
+        description="Whether the system is periodic, `true`, `false` or three of them. By default what the structure "
+        "file says, and true where a cell is given here.",
+    )
+    charge: Int = Field(0, description="Total charge [e].")
+    multiplicity: Count = Field(1, description="Spin multiplicity, 2S + 1.")
+    volume_A3: Positive | None = Field(
+        None,
+        description="Clusters only: nominal volume that n(w) alpha(w) refers to. For a periodic system the cell's.",
+    )
+    allow_small_cell: Bool = Field(
+        False,
+        description="Accept a network cutoff beyond the shortest height of the cell, where an atom sees its own image.",
+    )
+
+    @model_validator(mode="after")
+    def _one_cell(self) -> Self:
+        if self.cell_A is not None and self.cell_A_deg is not None:
+            raise _wrong("cell_A_deg", "is given together with cell_A", "keep one of the two")
+        if self.cell_A_deg is not None:
+            alpha, beta, gamma = self.cell_A_deg[3:]
+            if not (all(a < 180 for a in (alpha, beta, gamma)) and self._cell_volume_factor() > 0):
+                raise _wrong(
+                    "cell_A_deg",
+                    f"must have angles that span a volume, got {alpha:g}, {beta:g}, {gamma:g} degrees",
+                    "give [a, b, c, alpha, beta, gamma] with lengths first",
+                )
+        if self.is_periodic is True and self.volume_A3 is not None:
+            raise _wrong(
+                "volume_A3", "is for clusters, but the system is periodic", "remove it: the cell's volume is used"
+            )
+        return self
+
+    def _cell_volume_factor(self) -> float:
+        """Return (V/abc)^2 of ``cell_A_deg``; positive if the three angles are possible together."""
+        assert self.cell_A_deg is not None
+        a, b, c = np.cos(np.radians(self.cell_A_deg[3:]))
+        return float(1 - a * a - b * b - c * c + 2 * a * b * c)
+
+    @property
+    def cell(self) -> np.ndarray | None:
+        """Cell given in the campaign, (3, 3) with cell vectors as rows [A]; None if the structure file decides."""
+        if self.cell_A is not None:
+            return np.array(self.cell_A, dtype=float)
+        if self.cell_A_deg is not None:
+            from ase.geometry import cellpar_to_cell
+
+            return np.asarray(cellpar_to_cell(self.cell_A_deg), dtype=float)
+        return None
+
+    @property
+    def is_periodic(self) -> bool | None:
+        """Whether the campaign says that the system is periodic; None if the structure file decides."""
+        if self.pbc is not None:
+            return any(self.pbc)
+        return True if self.cell_A is not None or self.cell_A_deg is not None else None
+
+
+class CalculatorSection(Section):
+    """An ASE calculator by its import path."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    import_path: Text = Field(
+        alias="import", description="Import path of the class or function, `tblite.ase.TBLite` or `module:name`."
+    )
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="Its keyword arguments. Paths in them: list the file under `sampling.files`."
+    )
+
+    @field_validator("import_path")
+    @classmethod
+    def _looks_like_a_path(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", value):
+            raise _wrong("", f"must be an import path, got {_found(value)}", "write e.g. tblite.ase.TBLite")
+        return value
+
+
+class Nvt(Section):
+    """The thermostatted run from which the starts of the NVE runs are drawn."""
+
+    length_ps: Positive = Field(description="Length of the run, equilibration included.")
+    equilibration_ps: NotNegative = Field(
+        0.0, description="First part of the run, from which no starts are drawn. Must be shorter than the run."
+    )
+    stride: Count = Field(20, description="Steps between stored frames; starts are chosen among these.")
+    friction_per_ps: Positive | None = Field(
+        None, description="`engine: ase`: friction of the Langevin thermostat (default 10)."
+    )
+    time_constant_fs: Positive | None = Field(
+        None, description="`engine: cp2k`: time constant of the CSVR thermostat (default 50)."
+    )
+
+    @model_validator(mode="after")
+    def _leaves_frames(self) -> Self:
+        if self.equilibration_ps >= self.length_ps:
+            raise _wrong(
+                "equilibration_ps",
+                f"must be shorter than the NVT run of {self.length_ps:g} ps, got {self.equilibration_ps:g}",
+                "lengthen nvt.length_ps: it includes the equilibration",
+            )
+        return self
+
+
+class Nve(Section):
+    """The free runs whose velocities make the spectra."""
+
+    n_trajectories: Count = Field(description="Number of NVE runs, each from its own NVT frame.")
+    length_ps: Positive = Field(description="Length of each run.")
+    stride: Count = Field(
+        1, description="Steps between stored frames. Spectra reach half the inverse of the stored time step."
+    )
+    remove_rotation: Bool | None = Field(
+        None,
+        description="Remove the angular momentum before each run. By default true for clusters, false with periodic "
+        "boundaries, where it is not conserved.",
+    )
+    trajectories_per_job: Count = Field(
+        1, description="Runs in one job, one after the other.", json_schema_extra=RUNS_ONLY
+    )
+
+
+class Sampling(Section):
+    """Molecular dynamics: one NVT run, then independent NVE runs."""
+
+    engine: Literal["ase", "cp2k"] = Field(description="Who computes the forces: `ase` (any ASE calculator) or `cp2k`.")
+    calculator: CalculatorSection | None = Field(None, description="`engine: ase`: the ASE calculator.")
+    template: Text | None = Field(
+        None,
+        description="`engine: cp2k`: CP2K input with a FORCE_EVAL, without coordinates, cell and MOTION.",
+        json_schema_extra=FILE,
+    )
+    files: tuple[Text, ...] = Field(
+        (),
+        description="Files that the template or the calculator names, copied beside the input.",
+        json_schema_extra=FILE,
+    )
+    timestep_fs: Positive = Field(description="MD time step.")
+    temperature_K: Positive = Field(description="Temperature of the NVT run.")
+    nvt: Nvt = Field(description="The NVT run.")
+    nve: Nve = Field(description="The NVE runs.")
+
+    @model_validator(mode="after")
+    def _fits_engine(self) -> Self:
+        mine, other = ("calculator", "template") if self.engine == "ase" else ("template", "calculator")
+        if getattr(self, mine) is None:
+            example = "{import: tblite.ase.TBLite}" if mine == "calculator" else "nnp.inp"
+            raise _wrong("", f"has engine: {self.engine} but no {mine}", f"add e.g. {mine}: {example}")
+        if getattr(self, other) is not None:
+            raise _wrong(
+                other,
+                f"does not go with engine: {self.engine}",
+                f"remove it or change the engine to {'cp2k' if other == 'template' else 'ase'}",
+            )
+        if self.engine == "ase" and self.nvt.time_constant_fs is not None:
+            raise _wrong(
+                "nvt.time_constant_fs", "is for engine: cp2k", "use friction_per_ps (Langevin) with engine: ase"
+            )
+        if self.engine == "cp2k" and self.nvt.friction_per_ps is not None:
+            raise _wrong("nvt.friction_per_ps", "is for engine: ase", "use time_constant_fs (CSVR) with engine: cp2k")
+        for name in ("nvt", "nve"):
+            run: Nvt | Nve = getattr(self, name)
+            for key in ("length_ps", "equilibration_ps"):
+                length = getattr(run, key, 0.0)
+                n_steps = 1000 * length / self.timestep_fs
+                if abs(n_steps - round(n_steps)) > 1e-6 * max(1.0, n_steps):
+                    raise _wrong(
+                        f"{name}.{key}",
+                        f"must be whole steps of {self.timestep_fs:g} fs, got {length:g} ps = {n_steps:.3f} steps",
+                        f"write {max(round(n_steps), 1) * self.timestep_fs / 1000:g}",
+                    )
+            n_steps = steps(run.length_ps, self.timestep_fs)
+            if n_steps % run.stride:
+                lower = max(n_steps - n_steps % run.stride, run.stride) * self.timestep_fs / 1000
+                raise _wrong(
+                    f"{name}.length_ps",
+                    f"must be a multiple of the stride, got {n_steps} steps with stride {run.stride}",
+                    f"write {lower:g} or change {name}.stride",
+                )
+        n_starts = (self.n_nvt_steps - self.n_nvt_equilibration_steps) // self.nvt.stride
+        if n_starts < self.nve.n_trajectories:
+            raise _wrong(
+                "nve.n_trajectories",
+                f"must not exceed the {n_starts} NVT frames stored after equilibration, got {self.nve.n_trajectories}",
+                "lengthen nvt.length_ps or shorten nvt.stride",
+            )
+        return self
+
+    @property
+    def timestep(self) -> float:
+        """MD time step [fs]."""
+        return self.timestep_fs
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the NVT run [K]."""
+        return self.temperature_K
+
+    @property
+    def n_nvt_steps(self) -> int:
+        """Steps of the NVT run, equilibration included."""
+        return steps(self.nvt.length_ps, self.timestep_fs)
+
+    @property
+    def n_nvt_equilibration_steps(self) -> int:
+        """Steps at the beginning of the NVT run that no start is drawn from."""
+        return steps(self.nvt.equilibration_ps, self.timestep_fs)
+
+    @property
+    def n_nve_steps(self) -> int:
+        """Steps of one NVE run."""
+        return steps(self.nve.length_ps, self.timestep_fs)
+
+    @property
+    def n_nve_frames(self) -> int:
+        """Stored frames of one NVE run; the first is the start."""
+        return self.n_nve_steps // self.nve.stride
+
+    @property
+    def frame_timestep(self) -> float:
+        """Time between stored NVE frames [fs]."""
+        return self.timestep_fs * self.nve.stride
+
+    @property
+    def friction(self) -> float:
+        """Friction of the Langevin thermostat [1/fs]."""
+        return (10.0 if self.nvt.friction_per_ps is None else self.nvt.friction_per_ps) / 1000
+
+    @property
+    def time_constant(self) -> float:
+        """Time constant of the CSVR thermostat [fs]."""
+        return 50.0 if self.nvt.time_constant_fs is None else self.nvt.time_constant_fs
+
+
+def steps(length_ps: float, timestep_fs: float) -> int:
+    """Return the number of steps in a run of ``length_ps`` [ps]."""
+    return round(1000 * length_ps / timestep_fs)
+
+
+class TrajectoryFile(Section):
+    """A trajectory made elsewhere; a plain path stands for `{path: ...}`."""
+
+    path: Text = Field(
+        description="H5MD, extxyz, CP2K `*-pos-*.xyz`, or anything ASE reads; `*` and `?` match several files.",
+        json_schema_extra=FILE,
+    )
+    velocities: Text | None = Field(
+        None, description="CP2K: the `*-vel-*.xyz` file, if it is not beside the positions.", json_schema_extra=FILE
+    )
+    timestep_fs: Positive | None = Field(None, description="Time between frames, if the file does not say it.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class Labels(Section):
+    """Response tensors of single snapshots: computed in finite fields, or given."""
+
+    engine: Literal["tblite", "cp2k"] | None = Field(
+        None, description="Who computes the forces in the fields: `tblite` (clusters, embedded) or `cp2k`."
+    )
+    given: Text | None = Field(
+        None,
+        description="Labels made elsewhere (extxyz with `apt:R:9` and `pgt:R:27`) instead of an engine.",
+        json_schema_extra=FILE,
+    )
+    test_given: Text | None = Field(
+        None,
+        description="With `given`: the test set. Without it the test set is split off by the snapshots' trajectories.",
+        json_schema_extra=FILE,
+    )
+    method: Literal["GFN1-xTB", "GFN2-xTB", "IPEA1-xTB"] | None = Field(
+        None, description="`engine: tblite`: the method (default GFN2-xTB)."
+    )
+    accuracy: Positive | None = Field(
+        None, description="`engine: tblite`: accuracy setting of the SCC, smaller is tighter (default 0.01)."
+    )
+    template: Text | None = Field(
+        None,
+        description="`engine: cp2k`: CP2K input with the FORCE_EVAL of your level of theory, no coordinates, no field.",
+        json_schema_extra=FILE,
+    )
+    files: tuple[Text, ...] = Field(
+        (), description="Files that the template names, copied beside the input.", json_schema_extra=FILE
+    )
+    field_step_au: Positive | None = Field(
+        None, description="Field step h of the central differences [E_h/(e a0)] (default: tblite 1e-3, CP2K 5e-4)."
+    )
+    snapshots_per_job: Count | None = Field(
+        None,
+        description="Snapshots in one job (default: tblite 20, CP2K 1).",
+        json_schema_extra=RUNS_ONLY,
+    )
+    seconds_per_point: Positive | None = Field(
+        None,
+        description="Seconds that one field point takes on your machine, for the cost estimate of `validate` only.",
+        json_schema_extra=RUNS_ONLY,
+    )
+
+    @model_validator(mode="after")
+    def _fits_engine(self) -> Self:
+        if self.engine is None and self.given is None:
+            raise _wrong("", "has neither engine nor given", "add engine: tblite, engine: cp2k, or given: FILE.extxyz")
+        if self.engine is not None and self.given is not None:
+            raise _wrong("given", "is given together with engine", "keep one of the two")
+        if self.test_given is not None and self.given is None:
+            raise _wrong("test_given", "needs labels.given", "add given: or remove test_given:")
+        if self.engine == "cp2k" and self.template is None:
+            raise _wrong("", "has engine: cp2k but no template", "add e.g. template: dft.inp")
+        allowed = {"tblite": {"method", "accuracy"}, "cp2k": {"template", "files"}}
+        for engine, keys in allowed.items():
+            for key in sorted(keys):
+                if self.engine != engine and getattr(self, key):
+                    raise _wrong(key, f"is for engine: {engine}", "remove it or change the engine")
+        if self.given is not None and self.field_step_au is not None:
+            raise _wrong("field_step_au", "does nothing with labels.given", "remove it")
+        return self
+
+    @property
+    def field_step(self) -> float:
+        """Field step h [E_h/(e a0)]."""
+        return self.field_step_au or DEFAULT_FIELD_STEPS[self.engine or "tblite"]
+
+    @property
+    def tblite_method(self) -> str:
+        """Method of tblite."""
+        return self.method or "GFN2-xTB"
+
+    @property
+    def tblite_accuracy(self) -> float:
+        """Accuracy setting of tblite."""
+        return self.accuracy or 0.01
+
+    @property
+    def n_snapshots_per_job(self) -> int:
+        """Snapshots in one label job."""
+        return self.snapshots_per_job or DEFAULT_SNAPSHOTS_PER_JOB[self.engine or "tblite"]
+
+
+class Training(Section):
+    """The networks and how the training set grows."""
+
+    targets: tuple[Target, ...] = Field(
+        ("apt", "pgt"), min_length=1, description="What to learn: `apt` (IR), `pgt` (Raman) or both."
+    )
+    preset: Literal["default", "paper"] = Field(
+        "default", description="Network and training settings: `default` (small and fast) or `paper`."
+    )
+    overrides: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Single settings that differ from the preset, for both targets, or under `apt:` and `pgt:`.",
+    )
+    sizes: tuple[Count, ...] = Field(
+        min_length=1, description="Sizes of the training set, one for each refinement iteration; must increase."
+    )
+    test_size: Count | None = Field(
+        None,
+        description="Snapshots in the test set, from other trajectories. Needed without `labels.test_given`.",
+    )
+    selection: Literal["random"] = Field("random", description="How training snapshots are chosen among the frames.")
+    warm_start: Bool = Field(True, description="Start each iteration from the networks of the one before.")
+    threads: Count = Field(1, description="CPU threads of one training.", json_schema_extra=RUNS_ONLY)
+
+    @field_validator("targets")
+    @classmethod
+    def _different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise _wrong("", f"must name each target once, got {_found(list(value))}", "remove the repeated one")
+        return value
+
+    @field_validator("sizes")
+    @classmethod
+    def _increase(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(b <= a for a, b in itertools.pairwise(value)):
+            raise _wrong("", f"must increase, got {_found(list(value))}", f"write {sorted(set(value))}")
+        return value
+
+    def overrides_for(self, target: str) -> dict[str, Any]:
+        """Return the overrides that hold for a target: those for both, then its own."""
+        shared = {key: value for key, value in self.overrides.items() if key not in get_args(Target)}
+        return {**shared, **(self.overrides.get(target) or {})}
+
+
+class Models(Section):
+    """Networks made elsewhere."""
+
+    apt: Text | None = Field(None, description="APT network.", json_schema_extra=FILE)
+    pgt: Text | None = Field(None, description="PGT network.", json_schema_extra=FILE)
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.apt is None and self.pgt is None:
+            raise _wrong("", "names no model", "add apt: or pgt:, or remove the section")
+        return self
+
+
+class Convergence(Section):
+    """When to stop: first R^2 on the test set, then the change of the spectra from one iteration to the next."""
+
+    r2: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, lt=1)] = Field(
+        0.9, description="Stage 1: R^2 (Eq. 15) that every target must reach."
+    )
+    spectral_distance: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, lt=1)] = Field(
+        0.02, description="Stage 2: spectral distance (Eq. 16) between two iterations that must not be exceeded."
+    )
+    n_stable: Count = Field(1, description="Stage 2 must hold this many times in a row.")
+    trajectories: Count = Field(4, description="Trajectories that the spectra of an iteration are computed from.")
+    stride: Count = Field(4, description="Frames between predicted tensors in these spectra; splined in between.")
+    minimum_iterations: Count = Field(3, description="Iterations before stopping is considered.")
+
+
+class Prediction(Section):
+    """The final prediction over all trajectories."""
+
+    stride: Count = Field(
+        1, description="Frames between predicted tensors; splined in between, velocities at full rate."
+    )
+    batch_size: Count = Field(64, description="Frames in one evaluation of the network.", json_schema_extra=RUNS_ONLY)
+    project_sum_rules: Bool = Field(True, description="Make the tensors obey the acoustic sum rules exactly.")
+
+
+class Spectra(Section):
+    """Correlation functions and spectra."""
+
+    window: Literal["hann"] = Field("hann", description="Window on the correlation functions.")
+    window_fs: Positive = Field(500.0, description="Length of the window: the longest correlation time that counts.")
+    estimator: Literal["unbiased", "biased"] = Field("unbiased", description="Estimator of the correlation functions.")
+    upper_wavenumber_per_cm: Positive = Field(4500.0, description="End of the wavenumber axis.")
+    temperature_K: Positive | None = Field(
+        None, description="Temperature in the prefactors. By default each run's own kinetic temperature."
+    )
+
+
+class Reference(Section):
+    """Explicit labels along one whole trajectory, to compare its spectra with the predicted ones."""
+
+    trajectory: Index = Field(0, description="Which trajectory, counted from 0. It never gives training snapshots.")
+    n_frames: Count | None = Field(None, description="Only its first frames. By default all of them.")
+
+
+class Computer(Section):
+    """Where jobs of one kind run."""
+
+    code: Annotated[str, Field(strict=True)] = Field(description="AiiDA code, `LABEL@COMPUTER`.")
+    max_concurrent: Count = Field(2, description="Jobs in the queue at a time.")
+    resources: dict[str, Any] = Field(
+        default_factory=lambda: {"num_machines": 1, "num_mpiprocs_per_machine": 1},
+        description="AiiDA's scheduler resources.",
+    )
+    max_wallclock_seconds: Count | None = Field(None, description="Wall clock limit of a job.")
+    max_memory_kb: Count | None = Field(None, description="Memory limit of a job.")
+    queue_name: Text | None = Field(None, description="Queue or partition.")
+    account: Text | None = Field(None, description="Account to charge.")
+    qos: Text | None = Field(None, description="Quality of service.")
+    custom_scheduler_commands: str = Field("", description="Lines for the head of the batch script.")
+    prepend_text: str = Field("", description="Lines before the command, e.g. `module load cp2k`.")
+    withmpi: Bool = Field(False, description="Run under MPI.")
+
+    @field_validator("code")
+    @classmethod
+    def _names_a_computer(cls, value: str) -> str:
+        if not re.fullmatch(r"[^@\s]+@[^@\s]+", value):
+            raise _wrong(
+                "", f"must be LABEL@COMPUTER, got {_found(value)}", "see `verdi code list`; e.g. cp2k@localhost"
+            )
+        return value
+
+    def options(self) -> dict[str, Any]:
+        """Return the dictionary for ``metadata.options`` of a CalcJob."""
+        options: dict[str, Any] = {"resources": dict(self.resources), "withmpi": self.withmpi}
+        for key in ("max_wallclock_seconds", "max_memory_kb", "queue_name", "account", "qos"):
+            if getattr(self, key) is not None:
+                options[key] = getattr(self, key)
+        for key in ("custom_scheduler_commands", "prepend_text"):
+            if getattr(self, key):
+                options[key] = getattr(self, key)
+        return options
+
+
+def _local_code(label: str) -> Computer:
+    return Computer.model_validate({"code": f"{label}@localhost"})
+
+
+class Computers(Section):
+    """Codes and scheduler options; a step that is not named runs with `cp2k` or `mimyria`."""
+
+    mimyria: Computer = Field(
+        default_factory=lambda: _local_code("mimyria-wf"),
+        description="Everything this package computes itself (default `mimyria-wf@localhost`).",
+    )
+    cp2k: Computer = Field(
+        default_factory=lambda: _local_code("cp2k"), description="CP2K, MD and labels (default `cp2k@localhost`)."
+    )
+    md: Computer | None = Field(None, description="MD only.")
+    labels: Computer | None = Field(None, description="Labels only.")
+    training: Computer | None = Field(None, description="Training only, e.g. on a GPU node.")
+    prediction: Computer | None = Field(None, description="Prediction only.")
+    spectra: Computer | None = Field(None, description="Spectra only.")
+
+
+class Campaign(Section):
+    """A whole campaign, from a structure or trajectories to IR and Raman spectra."""
+
+    name: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
+        description="Name of the campaign; letters, digits, `_`, `.` and `-`. Names the group in AiiDA."
+    )
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = Field(
+        description="Seed of every random choice: velocities, thermostat, starts, snapshots, networks."
+    )
+    system: System = Field(
+        default_factory=lambda: System.model_validate({}), description="The atoms, their charge and their box."
+    )
+    sampling: Sampling | None = Field(None, description="Molecular dynamics. Absent if `trajectories` are given.")
+    trajectories: tuple[TrajectoryFile, ...] | None = Field(
+        None, min_length=1, description="Trajectories with velocities made elsewhere, instead of `sampling:`."
+    )
+    labels: Labels | None = Field(None, description="Response tensors to learn from. Absent if `models` are given.")
+    training: Training | None = Field(None, description="The networks. Needed with `labels:`.")
+    models: Models | None = Field(
+        None, description="Networks made elsewhere: used as they are, or with `labels:` as the start of the training."
+    )
+    convergence: Convergence = Field(
+        default_factory=lambda: Convergence.model_validate({}), description="When to stop adding snapshots."
+    )
+    prediction: Prediction = Field(
+        default_factory=lambda: Prediction.model_validate({}), description="The final prediction."
+    )
+    spectra: Spectra = Field(
+        default_factory=lambda: Spectra.model_validate({}), description="Correlation functions and spectra."
+    )
+    reference: Reference | None = Field(
+        None, description="Explicit labels along one trajectory, to judge the networks by spectra (`tblite` only)."
+    )
+    computers: Computers = Field(
+        default_factory=lambda: Computers.model_validate({}),
+        description="Codes and scheduler options.",
+        json_schema_extra=RUNS_ONLY,
+    )
+
+    _source: Source = PrivateAttr(default_factory=Source)
+
+    @model_validator(mode="after")
+    def _is_whole(self, info: ValidationInfo) -> Self:
+        if isinstance(info.context, Source):
+            self._source = info.context
+        if self.sampling is None and self.trajectories is None:
+            raise _wrong("", "has neither sampling nor trajectories", "add sampling: or trajectories: [FILE, ...]")
+        if self.sampling is not None and self.trajectories is not None:
+            raise _wrong("trajectories", "are given together with sampling", "keep one of the two")
+        if self.sampling is not None and self.system.structure is None:
+            raise _wrong("system.structure", "is missing: sampling starts from a structure", "add structure: FILE")
+        if self.trajectories is not None and self.system.structure is not None:
+            raise _wrong(
+                "system.structure", "does nothing with trajectories", "remove it: the trajectories hold the atoms"
+            )
+        if self.labels is None and self.models is None:
+            raise _wrong("", "has neither labels nor models", "add labels: to train networks, or models: to use yours")
+        if self.labels is None and self.training is not None:
+            raise _wrong("training", "needs labels", "add labels:, or remove training: to use models: as they are")
+        if self.labels is not None and self.training is None:
+            raise _wrong("labels", "are given without training", "add training: {sizes: [...], test_size: ...}")
+        if self.training is not None and self.labels is not None:
+            if self.training.test_size is None and self.labels.test_given is None:
+                raise _wrong("training.test_size", "is missing", "add test_size: or labels.test_given:")
+            if self.models is not None:
+                for target in self.models.model_fields_set - set(self.training.targets):
+                    raise _wrong(
+                        f"models.{target}", "is not among training.targets", "add the target or remove the model"
+                    )
+            for target in get_args(Target):
+                own = self.training.overrides.get(target)
+                if own is not None and (not isinstance(own, dict) or target not in self.training.targets):
+                    raise _wrong(
+                        f"training.overrides.{target}",
+                        f"must be a mapping for a target that is trained, got {_found(own)}",
+                        f"targets are {list(self.training.targets)}",
+                    )
+        if self.reference is not None and (self.labels is None or self.labels.engine != "tblite"):
+            raise _wrong(
+                "reference", "needs labels.engine: tblite", "remove it: one label a frame is too dear otherwise"
+            )
+        n_trajectories = self.sampling.nve.n_trajectories if self.sampling else math.inf
+        if self.reference is not None and self.reference.trajectory >= n_trajectories:
+            raise _wrong(
+                "reference.trajectory",
+                f"must be below sampling.nve.n_trajectories = {n_trajectories}, got {self.reference.trajectory}",
+                "trajectories count from 0",
+            )
+        return self
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], directory: Path | str | None = None, name: str | None = None) -> Self:
+        """Build a campaign from plain values (of :meth:`to_dict`, or of a test).
+
+        Args:
+            data: what the YAML file would hold.
+            directory: folder that relative paths start from, default the current one.
+            name: what error messages call the file, default nothing.
+
+        Raises:
+            CampaignFileError: one line for each mistake.
+        """
+        source = Source(name, Path(directory) if directory is not None else Path.cwd())
+        return cls._validated(data, source)
+
+    @classmethod
+    def _validated(cls, data: Any, source: Source) -> Self:
+        try:
+            return cls.model_validate(data, context=source)
+        except ValidationError as error:
+            raise CampaignFileError(_problems(error, data, source)) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the campaign with its defaults as plain values; :meth:`from_dict` takes them back."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    @property
+    def directory(self) -> Path:
+        """Folder that relative paths start from: the campaign file's."""
+        return self._source.directory
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What is learnt or predicted, ``("apt", "pgt")`` or one of them."""
+        if self.training is not None:
+            return self.training.targets
+        assert self.models is not None
+        return tuple(target for target in get_args(Target) if getattr(self.models, target) is not None)
+
+    @property
+    def steps_run(self) -> tuple[Step, ...]:
+        """The steps that compute something in this campaign."""
+        present: dict[Step, bool] = {
+            "md": self.sampling is not None,
+            "labels": self.labels is not None and self.labels.engine is not None,
+            "training": self.training is not None,
+            "prediction": True,
+            "spectra": True,
+        }
+        return tuple(step for step, is_run in present.items() if is_run)
+
+    def computer_for(self, step: Step) -> Computer:
+        """Return code and options of a step: its own, else ``cp2k`` if CP2K does it, else ``mimyria``."""
+        own: Computer | None = getattr(self.computers, step)
+        if own is not None:
+            return own
+        engines = {
+            "md": self.sampling.engine if self.sampling else None,
+            "labels": self.labels.engine if self.labels else None,
+        }
+        return self.computers.cp2k if engines.get(step) == "cp2k" else self.computers.mimyria
+
+    def path(self, value: str) -> Path:
+        """Return the absolute path of a path in the file, which is relative to the file's folder."""
+        return (self.directory / Path(value).expanduser()).absolute()
+
+    def trajectory_files(self) -> tuple[tuple[Path, TrajectoryFile], ...]:
+        """Return every given trajectory by its path, patterns resolved and sorted; those not found are left out."""
+        found: list[tuple[Path, TrajectoryFile]] = []
+        for entry in self.trajectories or ():
+            found += [(path, entry) for path in self.matches(entry.path)]
+        return tuple(found)
+
+    def matches(self, pattern: str) -> tuple[Path, ...]:
+        """Return the files that a path or pattern names, sorted; empty if there is none."""
+        path = self.path(pattern)
+        if path.exists():
+            return (path,)
+        if not set(pattern) & set("*?"):
+            return ()
+        parts = path.relative_to(path.anchor)
+        return tuple(sorted(Path(path.anchor).glob(str(parts))))
+
+    def named_files(self) -> Iterator[tuple[KeyPath, str]]:
+        """Yield key path and value of every path in the file."""
+        yield from _files(self, ())
+
+    def problem(self, key_path: KeyPath, statement: str, remedy: str = "") -> Problem:
+        """Return a problem at a key of this campaign, with its file and line."""
+        return self._source.problem(key_path, statement, remedy)
+
+    def content_key(self) -> str:
+        """Return the sha256 of what the campaign computes.
+
+        It holds every value with its default and the contents of the files named, not their paths; it leaves out
+        comments, order, ``computers`` and other settings that do not change a result.
+
+        Raises:
+            CampaignFileError: a file is missing.
+        """
+        text = json.dumps(self._meaning(self, ()), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _meaning(self, value: Any, key_path: KeyPath) -> Any:
+        if isinstance(value, BaseModel):
+            kept: dict[str, Any] = {}
+            for name, info in type(value).model_fields.items():
+                extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+                key = info.alias or name
+                entry = getattr(value, name)
+                if entry is None or extra.get("runs_only"):
+                    continue
+                if extra.get("file"):
+                    entries = (entry,) if isinstance(entry, str) else entry
+                    kept[key] = [self._digest(text, (*key_path, key)) for text in entries]
+                else:
+                    kept[key] = self._meaning(entry, (*key_path, key))
+            return kept
+        if isinstance(value, dict):
+            return {str(key): self._meaning(entry, (*key_path, key)) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._meaning(entry, (*key_path, i)) for i, entry in enumerate(value)]
+        return value
+
+    def _digest(self, text: str, key_path: KeyPath) -> list[str]:
+        paths = self.matches(text)
+        if not paths:
+            raise CampaignFileError(
+                [self.problem(key_path, f"must name a file, {text} does not exist", "check the path")]
+            )
+        digests = []
+        for path in paths:
+            for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+                with file.open("rb") as stream:
+                    digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        return digests
+
+
+def _files(section: BaseModel, key_path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+        here = (*key_path, info.alias or name)
+        if extra.get("file"):
+            if isinstance(value, str):
+                yield here, value
+            for i, entry in enumerate(value if isinstance(value, tuple) else ()):
+                yield (*here, i), entry
+        elif isinstance(value, BaseModel):
+            yield from _files(value, here)
+        elif isinstance(value, tuple):
+            for i, entry in enumerate(value):
+                if isinstance(entry, BaseModel):
+                    yield from _files(entry, (*here, i))
+
+
+def load_campaign(path: Path | str) -> Campaign:
+    """Read a campaign file.
+
+    Args:
+        path: YAML file; paths in it are relative to its folder.
+
+    Raises:
+        CampaignFileError: one line for each mistake, with file and line.
+    """
+    path = Path(path)
+    name = path.name
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise CampaignFileError([Problem((), f"campaign file {path} does not exist", "check the path")]) from None
+    except IsADirectoryError:
+        raise CampaignFileError([Problem((), f"{path} is a folder", "name the YAML file in it")]) from None
+    except UnicodeDecodeError:
+        problem = Problem((), "is not a text file in UTF-8", "save it as UTF-8", name)
+        raise CampaignFileError([problem]) from None
+    except OSError as error:
+        raise CampaignFileError([Problem((), f"cannot read {path}", str(error.strerror))]) from None
+    return parse_campaign(text, name=name, directory=path.absolute().parent)
+
+
+def parse_campaign(text: str, name: str = "campaign.yaml", directory: Path | str | None = None) -> Campaign:
+    """Read a campaign from the text of its file.
+
+    Args:
+        text: YAML.
+        name: what messages call the file.
+        directory: folder that paths in it are relative to, default the current one.
+
+    Raises:
+        CampaignFileError: one line for each mistake, with file and line.
+    """
+    data, lines = _read_yaml(text, name)
+    source = Source(name, Path(directory) if directory is not None else Path.cwd(), lines)
+    return Campaign._validated(data, source)
+
+
+def _read_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
+    """Return plain values and the line of every key."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        loaded = YAML(typ="rt", pure=True).load(text)
+    except DuplicateKeyError as error:
+        mark = error.problem_mark
+        key = re.search(r'duplicate key "?([^"\s]+)"?', str(error.problem))
+        statement = f"key {key.group(1) if key else ''} is there twice in one section".replace("  ", " ")
+        raise CampaignFileError(
+            [Problem((), statement, "remove one of the two", name, mark.line + 1 if mark else None)]
+        ) from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        statement = f"is not valid YAML: {' '.join(filter(None, [error.context, error.problem]))}"
+        remedy = "check indentation, colons and brackets there and in the line above"
+        if "'\\t'" in statement:
+            statement, remedy = "has a tab where YAML wants spaces", "replace tabs by spaces"
+        elif "single document" in statement:
+            statement, remedy = "holds several YAML documents", "keep one and remove the lines ---"
+        raise CampaignFileError([Problem((), statement, remedy, name, mark.line + 1 if mark else None)]) from None
+    except YAMLError as error:
+        first = str(error).splitlines()[0]
+        raise CampaignFileError([Problem((), f"is not valid YAML: {first}", "save it as plain text", name)]) from None
+    if loaded is None:
+        raise CampaignFileError([Problem((), "is empty", "start from one of templates/campaigns", name, 1)])
+    if not isinstance(loaded, Mapping):
+        statement = f"must hold keys and values, got {_kind(loaded)}"
+        raise CampaignFileError([Problem((), statement, "start with e.g. name: my_campaign", name, 1)])
+    lines: dict[KeyPath, int] = {(): 1}
+    return _plain(loaded, (), lines, name), lines
+
+
+def _plain(value: Any, key_path: KeyPath, lines: dict[KeyPath, int], name: str) -> Any:
+    """Return builtin values for ruamel's, noting the line of every key."""
+    if isinstance(value, Mapping):
+        plain = {}
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                statement = f"key {key!r} must be a word, got {_kind(key)}"
+                line = value.lc.key(key)[0] + 1 if key in value.lc.data else lines.get(key_path)  # type: ignore[attr-defined]
+                raise CampaignFileError([Problem((), statement, "put it in quotes", name, line)])
+            here = (*key_path, str(key))
+            if (value.lc.data or {}).get(key) is not None:  # type: ignore[attr-defined]
+                lines[here] = value.lc.key(key)[0] + 1  # type: ignore[attr-defined]
+            plain[str(key)] = _plain(entry, here, lines, name)
+        return plain
+    if isinstance(value, list):
+        for i in range(len(value)):
+            lines[(*key_path, i)] = value.lc.item(i)[0] + 1  # type: ignore[attr-defined]
+        return [_plain(entry, (*key_path, i), lines, name) for i, entry in enumerate(value)]
+    if isinstance(value, bool) or value is None:
+        return value
+    for builtin in (int, float, str):
+        if isinstance(value, builtin):
+            return builtin(value)
+    return bool(value) if type(value).__name__ == "ScalarBoolean" else str(value)
+
+
+def _kind(value: Any) -> str:
+    """Return in words what a YAML value is."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, Mapping):
+        return "a section"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return "text" if isinstance(value, str) else "a number"
+
+
+def _found(value: Any) -> str:
+    """Return a value as a message shows it, as YAML would have it and at most 60 characters."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_UNITS = (
+    "fs",
+    "ps",
+    "ns",
+    "as",
+    "A",
+    "A3",
+    "nm",
+    "nm3",
+    "K",
+    "C",
+    "au",
+    "eV",
+    "per_cm",
+    "per_ps",
+    "per_fs",
+    "deg",
+    "A_deg",
+    "V_per_A",
+    "s",
+    "seconds",
+    "cm1",
+)
+
+
+def _stem(key: str) -> str:
+    """Return a key without its unit."""
+    for unit in sorted(_UNITS, key=len, reverse=True):
+        if key.lower().endswith(f"_{unit.lower()}"):
+            return key[: -len(unit) - 1].lower()
+    return key.lower()
+
+
+def suggestion(key: str, known: Sequence[str]) -> str | None:
+    """Return the known key that was most likely meant; the same word with another unit comes first."""
+    same = [other for other in known if _stem(other) == _stem(key)]
+    if same:
+        return same[0]
+    lower = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(key.lower(), list(lower), n=1, cutoff=0.6)
+    return lower[close[0]] if close else None
+
+
+def _section_at(key_path: KeyPath) -> type[BaseModel] | None:
+    """Return the section class at a key path."""
+    section: type[BaseModel] | None = Campaign
+    for key in key_path:
+        if isinstance(key, int) or section is None:
+            continue
+        fields = {info.alias or name: info for name, info in section.model_fields.items()}
+        section = section_of(fields[key].annotation) if key in fields else None
+    return section
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section class inside an annotation such as ``Nvt | None`` or ``tuple[TrajectoryFile, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := section_of(part)) is not None), None)
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    return [info.alias or name for name, info in section.model_fields.items()]
+
+
+def _elsewhere(key: str) -> str | None:
+    """Return the dotted path of a key of this name in another section."""
+
+    def search(section: type[BaseModel], key_path: KeyPath) -> str | None:
+        for name, info in section.model_fields.items():
+            here = (*key_path, info.alias or name)
+            if here[-1] == key:
+                return dotted(here)
+        for name, info in section.model_fields.items():
+            inner = section_of(info.annotation)
+            if inner is not None and (found := search(inner, (*key_path, info.alias or name))):
+                return found
+        return None
+
+    return search(Campaign, ())
+
+
+def _problems(error: ValidationError, data: Any, source: Source) -> list[Problem]:
+    return [_problem(details, source) for details in error.errors()]
+
+
+_WANTED = {
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "dict_type": "a section of keys and values",
+    "model_type": "a section of keys and values",
+    "model_attributes_type": "a section of keys and values",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "finite_number": "a finite number",
+}
+_LIMITS = {
+    "greater_than": ("greater than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+
+
+def _problem(details: ErrorDetails, source: Source) -> Problem:
+    """Return one of pydantic's errors in our words."""
+    key_path: KeyPath = tuple(key for key in details["loc"])
+    kind, found, context = details["type"], details["input"], details.get("ctx", {})
+    if kind == "campaign":
+        target = (*key_path, *(part for part in context["key"].split(".") if part))
+        if context["key"] == "" and not key_path:
+            return source.problem((), f"the campaign {context['statement']}", context["remedy"])
+        return source.problem(target, context["statement"], context["remedy"])
+    if kind == "extra_forbidden":
+        return _unknown_key(key_path, source)
+    if kind == "missing":
+        section = _section_at(key_path[:-1])
+        fields = {info.alias or name: info for name, info in section.model_fields.items()} if section else {}
+        key = str(key_path[-1])
+        if "[type=missing" and key not in fields:
+            return source.problem(key_path[:-1], f"must have more entries, got {_found(found)}", "add the missing ones")
+        about = (fields[key].description or "").split(". ")[0].rstrip(".")
+        return source.problem(key_path, "is missing", f"add {key}: ({about[:1].lower()}{about[1:]})")
+    if kind in _WANTED:
+        return source.problem(key_path, f"must be {_WANTED[kind]}, got {_found(found)}", _type_remedy(kind, found))
+    if kind in _LIMITS:
+        word, key = _LIMITS[kind]
+        return source.problem(key_path, f"must be {word} {context[key]:g}, got {_found(found)}", "correct the value")
+    if kind == "literal_error":
+        section = _section_at(key_path[:-1])
+        choices = re.findall(r"'([^']*)'", str(context["expected"]))
+        close = suggestion(str(found), choices) if isinstance(found, str) else None
+        remedy = f"did you mean {close}?" if close else "choose one of them"
+        wanted = ", ".join(choices[:-1]) + f" or {choices[-1]}" if len(choices) > 1 else choices[0]
+        return source.problem(key_path, f"must be {wanted}, got {_found(found)}", remedy)
+    if kind in ("too_short", "string_too_short"):
+        return source.problem(key_path, f"must not be empty, got {_found(found)}", "add a value or remove the key")
+    if kind == "too_long":
+        return source.problem(
+            key_path, f"must have {context['max_length']} entries, got {context['actual_length']}", "remove the others"
+        )
+    if kind == "string_pattern_mismatch":
+        return source.problem(
+            key_path, f"must be one word of letters, digits, _ . and -, got {_found(found)}", "e.g. liquid_water-300K"
+        )
+    return source.problem(key_path, f"is wrong: {details['msg']}, got {_found(found)}")
+
+
+def _unknown_key(key_path: KeyPath, source: Source) -> Problem:
+    key, section = str(key_path[-1]), _section_at(key_path[:-1])
+    known = _keys(section) if section else []
+    where = dotted(key_path[:-1]) or "a campaign"
+    close = suggestion(key, known)
+    if close is not None:
+        remedy = f"did you mean {close}?"
+        if _stem(close) == _stem(key) and close != key and "_" in close:
+            remedy += " Its unit is in its name"
+    elif (elsewhere := _elsewhere(key)) is not None:
+        remedy = f"it belongs to {elsewhere}"
+    else:
+        remedy = f"known keys are {', '.join(known)}"
+    return source.problem(key_path, f"is not a key of {where}", remedy)
+
+
+def _type_remedy(kind: str, found: Any) -> str:
+    if kind in ("float_type", "int_type") and isinstance(found, str):
+        number = re.match(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*\D*$", found)
+        if number:
+            return f"write {number.group(1)} without quotes; the unit is in the key"
+    if kind == "int_from_float" or (kind == "int_type" and isinstance(found, float)):
+        return f"write {round(found)}" if math.isfinite(found) else "write a whole number"
+    if kind == "string_type" and isinstance(found, bool | int | float):
+        return f'put it in quotes: "{found}"'
+    if kind in ("bool_type", "bool_parsing"):
+        return "write true or false"
+    if kind in ("tuple_type", "list_type"):
+        return f"write [{found}]" if _kind(found) in ("a number", "text") else "write [first, second]"
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        return "write its keys below it, indented" if found is None else "write {key: value} or indented keys below it"
+    return "correct the value"
+
+
+def schema_markdown() -> str:
+    """Return docs/campaign.md: every key with type, default and meaning, from the model itself."""
+    parts = [
+        "# Campaign file\n",
+        "One YAML file describes a campaign. Keys carry their unit. Unknown keys are errors. Paths are relative to the "
+        "file. `mimyria-wf validate FILE.yaml` checks all that can be known before anything runs.\n",
+        "This page is written from `mimyria_wf/campaign.py` by `mimyria_wf.campaign.schema_markdown()`; "
+        "`python -m mimyria_wf.campaign > docs/campaign.md` renews it.\n",
+    ]
+    parts += _section_markdown(Campaign, ())
+    return "\n".join(parts)
+
+
+def _section_markdown(section: type[BaseModel], key_path: KeyPath) -> list[str]:
+    title = f"`{dotted(key_path)}`" if key_path else "Top level"
+    about = " ".join((section.__doc__ or "").split())
+    rows = [f"## {title}\n", f"{about}\n", "| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    inner: list[tuple[KeyPath, type[BaseModel]]] = []
+    seen: set[type[BaseModel]] = set()
+    for name, info in section.model_fields.items():
+        key = info.alias or name
+        child = section_of(info.annotation)
+        default = "required" if info.is_required() else _default_text(info.get_default(call_default_factory=True))
+        rows.append(f"| `{key}` | {_type_text(info.annotation)} | {default} | {info.description} |")
+        if child is not None and child not in seen:
+            seen.add(child)
+            inner.append(((*key_path, key), child))
+    text = ["\n".join(rows) + "\n"]
+    for path, child in inner:
+        text += _section_markdown(child, path)
+    return text
+
+
+def _default_text(value: Any) -> str:
+    if isinstance(value, BaseModel) or value is None:
+        return ""
+    return f"`{json.dumps(value)}`"
+
+
+def _type_text(annotation: Any) -> str:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    words = {float: "number", int: "whole number", bool: "true/false", str: "text", type(None): ""}
+    if annotation in words:
+        return words[annotation]
+    origin, args = getattr(annotation, "__origin__", None), get_args(annotation)
+    if origin is Literal:
+        return " \\| ".join(f"`{choice}`" for choice in args)
+    if origin in (dict,):
+        return "section"
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return f"list of {_type_text(args[0])}"
+        return "3 numbers or 3 x 3" if _type_text(args[0]).startswith("3") else f"{len(args)} x {_type_text(args[0])}"
+    if hasattr(annotation, "__metadata__"):
+        return _type_text(annotation.__origin__)
+    return ", ".join(dict.fromkeys(filter(None, (_type_text(part) for part in args))))
+
+
+if __name__ == "__main__":
+    print(schema_markdown(), end="")
