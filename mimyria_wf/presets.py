@@ -1,0 +1,199 @@
+"""Settings of the response networks and of their training, without importing torch.
+
+Two presets for each target. ``paper`` is Section 2.5 of Schienbein (2026), with the optimizer of Schienbein (2023):
+three gated message-passing layers and one output layer, 6 A, l <= 3, both parities, Adam at 1e-2 whose rate drops
+tenfold when the validation loss has not improved for ten epochs, best epoch kept. ``default`` is a small network for
+one core: two gated layers and one output layer, 4 A, and a fixed number of steps, so that a seed gives one model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from mimyria_wf.errors import ModelError
+
+Target = Literal["apt", "pgt"]
+TARGETS: tuple[Target, ...] = ("apt", "pgt")
+UNITS: dict[str, str] = {"apt": "e", "pgt": "e^2 a0/E_h"}
+MAXIMUM_CUTOFF = 15.0
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Architecture of a response network.
+
+    Attributes:
+        multiplicities: number of channels of the hidden features for l = 0, 1, 2, ...
+        parity: ``both`` gives each l both parities, ``natural`` only (-1)^l.
+        n_layers: number of gated message-passing layers; one output layer follows.
+        edge_l_max: highest l of the spherical harmonics on the edges.
+        cutoff: radius of the neighbour list [A]; it may exceed half the box.
+        n_radial: number of ``smooth_finite`` radial functions.
+        radial_hidden: widths of the hidden layers of the radial network.
+        has_species_attributes: one-hot species enter each product of node features; otherwise only the first layer
+            sees the species.
+    """
+
+    multiplicities: tuple[int, ...]
+    parity: Literal["both", "natural"] = "both"
+    n_layers: int = 2
+    edge_l_max: int = 2
+    cutoff: float = 4.0
+    n_radial: int = 10
+    radial_hidden: tuple[int, ...] = (32,)
+    has_species_attributes: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("multiplicities", "radial_hidden"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(v, int) and v >= 0 for v in value):
+                raise ModelError(f"{name} must be a list of integers >= 0, got {value!r}")
+            object.__setattr__(self, name, tuple(value))
+        if not self.multiplicities or self.multiplicities[0] == 0:
+            raise ModelError(f"multiplicities needs at least one scalar channel, got {list(self.multiplicities)}")
+        if self.parity not in ("both", "natural"):
+            raise ModelError(f"parity must be 'both' or 'natural', got {self.parity!r}")
+        if not 0 < self.cutoff <= MAXIMUM_CUTOFF:
+            raise ModelError(f"cutoff must lie in (0, {MAXIMUM_CUTOFF:g}] A, got {self.cutoff:g} A")
+        for name, lowest in (("n_layers", 1), ("edge_l_max", 1), ("n_radial", 1)):
+            if getattr(self, name) < lowest:
+                raise ModelError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a response network is fitted.
+
+    Attributes:
+        n_steps: number of optimizer steps (``cosine``); exactly one of n_steps and n_epochs is given.
+        n_epochs: number of passes over the training snapshots (``plateau``).
+        batch_size: snapshots a step.
+        learning_rate: highest rate of Adam.
+        schedule: ``cosine`` warms up linearly and decays to zero at the last step; ``plateau`` multiplies the rate by
+            plateau_factor when the validation loss (training loss without validation snapshots) has not improved for
+            plateau_patience epochs.
+        warmup_steps: length of the linear warm-up (``cosine``).
+        ema_decay: decay of the exponential moving average of the weights that becomes the model; 0 keeps the weights.
+        weight_decay: L2 penalty of Adam.
+        validation_fraction: share of the training trajectories set aside to choose the best epoch; 0 sets none aside.
+        balances_species: each species weighs the same in the loss, however few its atoms.
+        block_weights: relative weights of the irreducible blocks in the loss; empty for equal weights.
+        projects_sum_rules: subtract the acoustic-sum-rule residual from the prediction inside the loss.
+        float64: compute in double precision.
+        seed: of the initial weights and of the order of the snapshots.
+        threads: threads of torch.
+    """
+
+    n_steps: int | None = None
+    n_epochs: int | None = None
+    batch_size: int = 4
+    learning_rate: float = 1e-2
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    warmup_steps: int = 20
+    plateau_factor: float = 0.1
+    plateau_patience: int = 10
+    ema_decay: float = 0.99
+    weight_decay: float = 0.0
+    validation_fraction: float = 0.0
+    balances_species: bool = True
+    block_weights: tuple[float, ...] = ()
+    projects_sum_rules: bool = False
+    float64: bool = False
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "block_weights", tuple(float(w) for w in self.block_weights))
+        if (self.n_steps is None) == (self.n_epochs is None):
+            raise ModelError(f"give n_steps or n_epochs, not both; got {self.n_steps} and {self.n_epochs}")
+        for name in ("n_steps", "n_epochs", "batch_size", "plateau_patience", "threads"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ModelError(f"{name} must be an integer >= 1, got {value!r}")
+        if self.schedule not in ("cosine", "plateau"):
+            raise ModelError(f"schedule must be 'cosine' or 'plateau', got {self.schedule!r}")
+        if not self.learning_rate > 0:
+            raise ModelError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("ema_decay", "validation_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ModelError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if not 0 < self.plateau_factor < 1:
+            raise ModelError(f"plateau_factor must lie in (0, 1), got {self.plateau_factor}")
+        if any(w < 0 for w in self.block_weights) or (self.block_weights and not any(self.block_weights)):
+            raise ModelError(f"block_weights must not be negative nor all zero, got {list(self.block_weights)}")
+
+
+_PAPER_TRAINING = TrainingSettings(
+    n_epochs=100,
+    batch_size=1,
+    schedule="plateau",
+    ema_decay=0.0,
+    validation_fraction=0.1,
+    balances_species=False,
+)
+PRESETS: dict[str, dict[str, tuple[NetworkSettings, TrainingSettings]]] = {
+    "paper": {
+        target: (
+            NetworkSettings(
+                multiplicities=multiplicities,
+                n_layers=3,
+                edge_l_max=3,
+                cutoff=6.0,
+                radial_hidden=(100,),
+                has_species_attributes=False,
+            ),
+            _PAPER_TRAINING,
+        )
+        for target, multiplicities in (("apt", (20, 10, 6, 5)), ("pgt", (40, 20, 13, 10)))
+    },
+    "default": {
+        "apt": (NetworkSettings(multiplicities=(16, 8, 4)), TrainingSettings(n_steps=600)),
+        "pgt": (
+            NetworkSettings(multiplicities=(16, 8, 8, 4), parity="natural", edge_l_max=3),
+            TrainingSettings(n_steps=600),
+        ),
+    },
+}
+
+
+def resolve(
+    preset: str, target: str, overrides: Mapping[str, Any] | None = None
+) -> tuple[NetworkSettings, TrainingSettings]:
+    """Return the settings of a preset for a target, with some fields replaced.
+
+    Args:
+        preset: ``default`` or ``paper``.
+        target: ``apt`` or ``pgt``.
+        overrides: field names of :class:`NetworkSettings` and :class:`TrainingSettings` with new values. A given
+            n_steps replaces the preset's n_epochs and the other way round.
+
+    Raises:
+        ModelError: unknown preset, target or field, or a value that does not fit.
+    """
+    if preset not in PRESETS:
+        raise ModelError(f"unknown preset {preset!r}; known are {', '.join(sorted(PRESETS))}")
+    if target not in TARGETS:
+        raise ModelError(f"unknown target {target!r}; known are {', '.join(TARGETS)}")
+    network, training = PRESETS[preset][target]
+    changes = dict(overrides or {})
+    if "n_steps" in changes:
+        changes.setdefault("n_epochs", None)
+    elif "n_epochs" in changes:
+        changes["n_steps"] = None
+    of_network = {f.name for f in fields(NetworkSettings)}
+    of_training = {f.name for f in fields(TrainingSettings)}
+    if unknown := sorted(set(changes) - of_network - of_training):
+        known = ", ".join(sorted(of_network | of_training))
+        raise ModelError(f"unknown training override {', '.join(unknown)}; known are {known}")
+    try:
+        return (
+            replace(network, **{k: v for k, v in changes.items() if k in of_network}),
+            replace(training, **{k: v for k, v in changes.items() if k in of_training}),
+        )
+    except TypeError as error:
+        raise ModelError(f"a training override has the wrong type: {error}") from None
+
+
+def as_plain(settings: NetworkSettings | TrainingSettings) -> dict[str, Any]:
+    """Return settings as JSON-able values, lists for tuples."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
