@@ -1,0 +1,40 @@
+"""Apply networks along trajectories and contract with the velocities."""
+
+from __future__ import annotations
+
+from aiida import orm
+from aiida.common.folders import Folder
+from aiida.engine import CalcJobProcessSpec
+
+from mimyria_wf.calculators.console import ConsoleCalculation
+from mimyria_wf.calculators.data import copy_file
+from mimyria_wf.calculators.md import flags
+from mimyria_wf.calculators.trajectories import define_trajectories, trajectory_links, trajectory_names
+
+
+class PredictionCalculation(ConsoleCalculation):
+    """Write dipole and polarizability derivatives (Eqs. 3 and 13) of each trajectory to ``derivatives/<name>.h5``.
+
+    Per-atom tensors are never stored; the files stay on the computer.
+    """
+
+    @classmethod
+    def define(cls, spec: CalcJobProcessSpec) -> None:  # type: ignore[override]
+        """Declare inputs."""
+        super().define(spec)
+        define_trajectories(spec)
+        spec.input_namespace("models", valid_type=orm.SinglefileData, dynamic=True, help="apt and/or pgt")
+        spec.input("settings", valid_type=orm.Dict, help="stride, batch_size, charge, volume, ...")
+
+    def links(self) -> list[tuple[orm.RemoteData, str, str]]:
+        """Link the trajectories."""
+        return trajectory_links(self.inputs)
+
+    def command_lines(self, folder: Folder) -> list[list[str]]:
+        """Write the models and return the call."""
+        models: list[str] = []
+        for target in sorted(self.inputs.models):
+            copy_file(folder, f"{target}.pt", self.inputs.models[target])
+            models += ["--model", f"{target}.pt"]
+        names = trajectory_names(self.inputs)
+        return [["predict", *models, *names, *flags(self.inputs.settings.get_dict()), "-o", "derivatives"]]
