@@ -67,6 +67,13 @@ def _unit_factor(dataset: h5py.Dataset | h5py.Group, what: str, path: Path) -> f
     return table[unit]
 
 
+def _plain(value: object) -> Any:
+    """Return a NumPy scalar or array as Python's own, for JSON."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON-able")
+
+
 class H5mdReader(TrajectoryReader):
     """An H5MD file with one group of particles; opened for each read, so that readers travel between processes."""
 
@@ -319,7 +326,7 @@ class TrajectoryWriter:
         creator.attrs["name"] = np.bytes_("mimyria_wf")
         creator.attrs["version"] = np.bytes_(getattr(mimyria_wf, "__version__", "0"))
         ours = file.create_group("parameters/mimyria_wf")
-        ours.attrs["metadata"] = json.dumps(self.metadata)
+        ours.attrs["metadata"] = self._metadata_text()
         ours.attrs["is_complete"] = np.bool_(False)
         group = file.create_group("particles/all")
         group["species"] = np.asarray(numbers, dtype=np.int32)
@@ -348,6 +355,12 @@ class TrajectoryWriter:
             element["time"] = float(timestep)
             element["time"].attrs["unit"] = UNITS["time"]
             element["time"].attrs["offset"] = float(start_time)
+
+    def _metadata_text(self) -> str:
+        try:
+            return json.dumps(self.metadata, default=_plain, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise TrajectoryError(f"{self.path}: metadata must be JSON-able ({error})") from error
 
     def append(self, positions: Array, velocities: Array | None = None, **observables: float) -> None:
         """Add one frame.
@@ -416,7 +429,7 @@ class TrajectoryWriter:
         self._file = None
         with h5py.File(self.path, "r+", libver=("v110", "v110")) as file:
             ours = file["parameters/mimyria_wf"]
-            ours.attrs["metadata"] = json.dumps(self.metadata)
+            ours.attrs["metadata"] = self._metadata_text()
             ours.attrs["is_complete"] = np.bool_(is_complete)
 
     def __enter__(self) -> "TrajectoryWriter":

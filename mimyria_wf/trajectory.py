@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ase.data
 import numpy as np
 from numpy.typing import ArrayLike
 
 from mimyria_wf.errors import TrajectoryError
 from mimyria_wf.frames import Array, Trajectory, TrajectoryReader, as_cell, default_masses, kinetic_energies
 from mimyria_wf.h5md import H5mdReader, TrajectoryWriter
-from mimyria_wf.trajectory_formats import AseReader, Cp2kReader, ExtxyzReader
+from mimyria_wf.trajectory_formats import AseReader, Cp2kReader, ExtxyzReader, extxyz_frame
 
 __all__ = [
     "Array",
@@ -149,36 +148,28 @@ def writer_like(
 
 
 def _write_extxyz(path: Path, trajectory: Trajectory, start_time: float) -> None:
-    own_masses = not np.array_equal(trajectory.masses, default_masses(trajectory.numbers))
-    properties = "species:S:1:pos:R:3"
-    header = ""
-    if trajectory.cell.any():
-        header += 'Lattice="' + " ".join(repr(float(x)) for x in trajectory.cell.ravel()) + '" '
-    if trajectory.velocities is not None:
-        properties += ":vel:R:3"
-    if own_masses:
-        properties += ":masses:R:1"
-    header += f'Properties={properties} pbc="' + " ".join("T" if p else "F" for p in trajectory.pbc) + '"'
-    if trajectory.velocities is not None:
-        header += ' vel_unit="A/fs"'
-    if trajectory.name:
-        header += f' trajectory="{trajectory.name}"'
+    energies = trajectory.observables.get("potential_energy")
+    info: dict[str, Any] = {"trajectory": trajectory.name} if trajectory.name else {}
     for key in ("charge", "multiplicity", "degrees_of_freedom", "seed"):
         if trajectory.metadata.get(key) is not None:
-            header += f" {key}={trajectory.metadata[key]}"
-    symbols = [ase.data.chemical_symbols[z] for z in trajectory.numbers]
-    energies = trajectory.observables.get("potential_energy")
+            info[key] = trajectory.metadata[key]
+    own_masses = not np.array_equal(trajectory.masses, default_masses(trajectory.numbers))
     with path.open("w") as file:
         for i in range(trajectory.n_frames):
-            energy = "" if energies is None else f" potential_energy={float(energies[i])!r}"
-            file.write(f"{trajectory.n_atoms}\n{header} time={start_time + i * trajectory.timestep!r}{energy}\n")
-            columns = [trajectory.positions[i]]
-            if trajectory.velocities is not None:
-                columns.append(trajectory.velocities[i])
-            if own_masses:
-                columns.append(trajectory.masses[:, None])
-            for symbol, row in zip(symbols, np.hstack(columns).tolist()):
-                file.write(symbol + " " + " ".join(map(repr, row)) + "\n")
+            info["time"] = start_time + i * trajectory.timestep
+            if energies is not None:
+                info["potential_energy"] = float(energies[i])
+            file.write(
+                extxyz_frame(
+                    trajectory.numbers,
+                    trajectory.positions[i],
+                    None if trajectory.velocities is None else trajectory.velocities[i],
+                    trajectory.cell,
+                    trajectory.pbc,
+                    trajectory.masses if own_masses else None,
+                    info,
+                )
+            )
 
 
 def join(
@@ -204,7 +195,7 @@ def join(
     frames of each single file only when there is one; several files are joined whole.
 
     Raises:
-        TrajectoryError: a file is bad, or the files do not follow one another.
+        TrajectoryError: a file is bad, or the files do not follow one another; nothing is left at ``out``.
     """
     if not paths:
         raise TrajectoryError(f"{out}: no trajectory to convert")
@@ -232,25 +223,29 @@ def join(
     total = sum(map(len, selections))
     names = list(first.read(0, 1).observables)
     first_time = (first.start_time or 0.0) + selections[0].start * first.timestep
-    done = 0
-    with writer_like(
-        out,
-        first,
-        name=name or Path(out).stem,
-        metadata=metadata,
-        timestep=first.timestep * stride,
-        start_time=first_time,
-        observables=names,
-    ) as writer:
-        for reader, selection in zip(readers, selections):
-            for i in range(0, len(selection), chunk_size):
-                part = selection[i : i + chunk_size]
-                writer.extend(reader.read(part.start, part.stop, part.step))
-                done += len(part)
-                if progress is not None:
-                    progress(done, total, "frames")
-        if done == 0:
-            raise TrajectoryError(f"{out}: frames {start}:{stop}:{stride} select none of {first.n_frames}")
+    try:
+        done = 0
+        with writer_like(
+            out,
+            first,
+            name=name or Path(out).stem,
+            metadata=metadata,
+            timestep=first.timestep * stride,
+            start_time=first_time,
+            observables=names,
+        ) as writer:
+            for reader, selection in zip(readers, selections):
+                for i in range(0, len(selection), chunk_size):
+                    part = selection[i : i + chunk_size]
+                    writer.extend(reader.read(part.start, part.stop, part.step))
+                    done += len(part)
+                    if progress is not None:
+                        progress(done, total, "frames")
+            if done == 0:
+                raise TrajectoryError(f"{out}: frames {start}:{stop}:{stride} select none of {first.n_frames}")
+    except BaseException:
+        Path(out).unlink(missing_ok=True)  # half a conversion is of no use: the input is still there
+        raise
     return open_trajectory(out)
 
 

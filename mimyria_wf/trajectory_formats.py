@@ -130,6 +130,46 @@ def _atomic_numbers(symbols: list[str], path: Path, strip_digits: bool) -> Array
     return np.array([ase.data.atomic_numbers[name.capitalize()] for name in names])
 
 
+def extxyz_frame(
+    numbers: Array,
+    positions: Array,
+    velocities: Array | None,
+    cell: Array,
+    pbc: Array,
+    masses: Array | None,
+    info: Mapping[str, Any],
+) -> str:
+    """Return one frame as extended XYZ text that reads back bit by bit.
+
+    Args:
+        numbers: (n_atoms,) atomic numbers.
+        positions: (n_atoms, 3) [A].
+        velocities: (n_atoms, 3), column ``vel`` [A/fs].
+        cell: (3, 3) [A]; zeros leave it out.
+        pbc: (3,) booleans.
+        masses: (n_atoms,) [u]; None leaves them out.
+        info: further keys of the comment line.
+    """
+    header = 'Lattice="' + " ".join(repr(float(x)) for x in np.ravel(cell)) + '" ' if np.any(cell) else ""
+    header += "Properties=species:S:1:pos:R:3"
+    columns = [positions]
+    if velocities is not None:
+        header += ":vel:R:3"
+        columns.append(velocities)
+    if masses is not None:
+        header += ":masses:R:1"
+        columns.append(masses[:, None])
+    header += ' pbc="' + " ".join("T" if p else "F" for p in pbc) + '"'
+    if velocities is not None:
+        header += ' vel_unit="A/fs"'
+    for key, value in info.items():
+        header += f' {key}="{value}"' if isinstance(value, str) else f" {key}={value!r}"
+    lines = [str(len(numbers)), header]
+    for number, row in zip(numbers, np.hstack(columns).tolist()):
+        lines.append(ase.data.chemical_symbols[number] + " " + " ".join(map(repr, row)))
+    return "\n".join(lines) + "\n"
+
+
 class ExtxyzReader(TrajectoryReader):
     """Extended XYZ with velocities in ``vel`` [A/fs] or ``momenta`` (ASE's unit), ``time`` [fs] in the comment line."""
 

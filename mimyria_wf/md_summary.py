@@ -1,0 +1,96 @@
+"""What is worth knowing about a trajectory: temperature, energy drift, checksum."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mimyria_wf import units
+from mimyria_wf.frames import TrajectoryReader, kinetic_energies
+
+
+@dataclass(frozen=True)
+class MdSummary:
+    """What is worth knowing about a trajectory.
+
+    Attributes:
+        name: of the trajectory.
+        path: of its file.
+        n_frames: stored.
+        n_atoms: in a frame.
+        timestep: between stored frames [fs].
+        temperature: mean kinetic temperature after the equilibration [K]; None without velocities.
+        temperature_std: of the frames [K].
+        degrees_of_freedom: that the kinetic temperature counts.
+        energy_drift: slope of a linear fit to the total energy [meV/(ps atom)]; None where it is not conserved or
+            not in the file.
+        energy_std: of the total energy around that line [meV/atom].
+        sha256: of the file.
+        seconds: that the run took; None for a trajectory made elsewhere.
+        was_skipped: a finished run with the same settings was found.
+    """
+
+    name: str
+    path: str
+    n_frames: int
+    n_atoms: int
+    timestep: float
+    temperature: float | None
+    temperature_std: float | None
+    degrees_of_freedom: int
+    energy_drift: float | None
+    energy_std: float | None
+    sha256: str
+    seconds: float | None = None
+    was_skipped: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def summarise(reader: TrajectoryReader, was_skipped: bool = False) -> MdSummary:
+    """Return the summary of a trajectory file, reading it once."""
+    is_conserving = reader.metadata.get("ensemble") != "nvt"
+    kinetic, potential = [], []
+    degrees_of_freedom = max(3 * reader.n_atoms - 3, 1)
+    for _, chunk in reader.chunks(2000):
+        degrees_of_freedom = chunk.degrees_of_freedom
+        if chunk.velocities is not None:
+            kinetic.append(kinetic_energies(chunk.velocities, chunk.masses))
+        if "potential_energy" in chunk.observables:
+            potential.append(chunk.observables["potential_energy"])
+    temperature = temperature_std = drift = std = None
+    if kinetic:
+        first = int(reader.metadata.get("n_equilibration_frames", 0))
+        series = np.concatenate(kinetic)
+        temperatures = 2 * series[first:] / (degrees_of_freedom * units.BOLTZMANN_EV)
+        if len(temperatures):
+            temperature, temperature_std = float(temperatures.mean()), float(temperatures.std())
+        if potential and is_conserving and len(series) > 2:
+            total = 1e3 * (np.concatenate(potential) + series) / reader.n_atoms
+            times = 1e-3 * reader.timestep * np.arange(len(total))
+            line = np.polynomial.Polynomial.fit(times, total, 1)
+            drift = float(line.convert().coef[1]) if np.ptp(total) > 0 else 0.0
+            std = float((total - line(times)).std())
+    return MdSummary(
+        name=reader.name,
+        path=str(reader.path),
+        n_frames=reader.n_frames,
+        n_atoms=reader.n_atoms,
+        timestep=reader.timestep,
+        temperature=temperature,
+        temperature_std=temperature_std,
+        degrees_of_freedom=degrees_of_freedom,
+        energy_drift=drift,
+        energy_std=std,
+        sha256=_sha256(reader.path),
+        seconds=reader.metadata.get("seconds"),
+        was_skipped=was_skipped,
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
