@@ -1,0 +1,599 @@
+"""IR absorption and Raman lineshapes from time series, with errors over trajectories.
+
+Axis and normalisation. Spectra are functions of the wavenumber ``nu = omega / (2 pi c)`` [cm^-1], on a uniform grid
+from 0. The transform of Eqs. 2 and 7 is the windowed, even sum ``S(omega) = dt sum_k w(k dt) C(k dt) cos(omega k dt)``
+over lags of both signs, with ``w(0) = 1``: whatever the window, the integral of S over the whole axis is 2 pi C(0).
+
+IR, Eq. 2: ``n(omega) alpha(omega) = beta / (6 V c eps0) S_M'(omega)`` [cm^-1]. The harmonic (Kubo) quantum correction
+is inside. Classical mechanics knows no refractive index, hence n alpha and not alpha.
+
+Raman, Eq. 7: ``I_zxst = 1/omega^2 1/(2 pi) S(omega)``, given per unit wavenumber, ``I(nu) = 2 pi c I(omega)``
+[e^4 a0^4 E_h^-2 cm], so that the integral over the axis (both signs) is the polarizability's mean square fluctuation.
+``nu^2 I(nu)`` [e^4 a0^4 E_h^-2 cm^-1] is finite everywhere and is what is kept; I itself is not a number (NaN) below
+the resolution of the window, where 1/omega^2 times what leaks from zero frequency would diverge.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations_with_replacement
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+from mimyria_wf.correlation import Estimator, pair_correlations
+from mimyria_wf.derivatives import PAIR_NAMES, PAIRS, DerivativeSeries
+from mimyria_wf.errors import SpectrumError
+from mimyria_wf.units import BOLTZMANN, EPS0, WAVENUMBER, C, E
+
+Array = NDArray[Any]
+Window = Literal["hann", "boxcar"]
+RamanKind = Literal["iso", "aniso", "vv", "vh"]
+
+IR_KIND = "n(w) alpha(w), harmonic (Kubo) quantum correction, absolute"
+RAMAN_KIND = "classical lineshape with 1/w^2, no laser factor, no Bose factor"
+IR_UNIT = "cm^-1"
+RAMAN_UNIT = "e^4 a0^4 E_h^-2 cm"
+RAMAN_WEIGHTED_UNIT = "e^4 a0^4 E_h^-2 cm^-1"
+
+LINESHAPES: tuple[tuple[int, int], ...] = tuple(combinations_with_replacement(range(6), 2))
+"""The 21 independent pairs of polarizability components, as indices into xx yy zz yz xz xy."""
+LINESHAPE_NAMES: tuple[str, ...] = tuple(PAIR_NAMES[i] + PAIR_NAMES[j] for i, j in LINESHAPES)
+_ROW = {pair: row for row, pair in enumerate(LINESHAPES)}
+_PAIR = {(i, j): column for column, (i, j) in enumerate(PAIRS)} | {
+    (j, i): column for column, (i, j) in enumerate(PAIRS)
+}
+
+LIGHT = 1.0 / WAVENUMBER
+"""Speed of light [cm/fs]."""
+
+
+@dataclass(frozen=True)
+class SpectrumSettings:
+    """How correlation functions become spectra.
+
+    Attributes:
+        window: "hann", w(t) = cos^2(pi t / (2 L)) for |t| < L, or "boxcar".
+        window_length: L, the lag at which the window ends [fs].
+        estimator: of the correlation functions, "unbiased" or "biased".
+        upper_wavenumber: end of the axis that is kept [cm^-1]; the f-sum gates integrate the whole axis nonetheless.
+        spacing: largest distance between grid points [cm^-1]; finer than the resolution by zero padding.
+        mask_below: Raman lineshapes are NaN below this [cm^-1]; None: the window's resolution.
+        subtract_mean: remove each series' mean before correlating.
+        temperature: in Eq. 2 [K]; None: each run's own kinetic temperature.
+        n_bootstrap: number of resamples of the trajectories.
+        seed: of the bootstrap.
+    """
+
+    window: Window = "hann"
+    window_length: float = 500.0
+    estimator: Estimator = "unbiased"
+    upper_wavenumber: float = 4500.0
+    spacing: float = 2.0
+    mask_below: float | None = None
+    subtract_mean: bool = False
+    temperature: float | None = None
+    n_bootstrap: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings without meaning."""
+        if self.window not in get_args(Window):
+            raise SpectrumError(f"window is one of {get_args(Window)}, got {self.window!r}")
+        if self.estimator not in get_args(Estimator):
+            raise SpectrumError(f"estimator is one of {get_args(Estimator)}, got {self.estimator!r}")
+        for name in ("window_length", "upper_wavenumber", "spacing"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise SpectrumError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.mask_below is not None and not self.mask_below >= 0:
+            raise SpectrumError(f"mask_below must not be negative, got {self.mask_below} cm^-1")
+        if self.temperature is not None and not (np.isfinite(self.temperature) and self.temperature > 0):
+            raise SpectrumError(f"temperature must be positive, got {self.temperature} K")
+        if self.n_bootstrap < 2:
+            raise SpectrumError(f"n_bootstrap must be at least 2, got {self.n_bootstrap}")
+
+    @property
+    def resolution(self) -> float:
+        """First zero of the window's transform, 1/(c L) for Hann and 1/(2 c L) for boxcar [cm^-1]."""
+        return WAVENUMBER / self.window_length / (1.0 if self.window == "hann" else 2.0)
+
+    @property
+    def mask(self) -> float:
+        """Wavenumber below which 1/w^2 is not applied [cm^-1]."""
+        return self.resolution if self.mask_below is None else self.mask_below
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What every spectrum remembers of the runs it is the mean of.
+
+    Attributes:
+        names: (n_trajectories,).
+        n_frames: (n_trajectories,) weights of the mean.
+        timestep: [fs].
+        temperatures: (n_trajectories,) own kinetic temperatures [K].
+    """
+
+    names: tuple[str, ...]
+    n_frames: Array
+    timestep: float
+    temperatures: Array
+
+    @property
+    def weights(self) -> Array:
+        """(n_trajectories,) fraction of all frames."""
+        return self.n_frames / self.n_frames.sum()
+
+
+@dataclass(frozen=True)
+class IrSpectrum:
+    """IR absorption, Eq. 2.
+
+    Attributes:
+        wavenumber: (n,) [cm^-1].
+        per_trajectory: (n_trajectories, n) n alpha of each run [cm^-1].
+        integrals: (n_trajectories,) of n alpha over the whole axis from 0 to the Nyquist wavenumber [cm^-2].
+        runs: the runs; the spectrum is their mean, weighted with their numbers of frames.
+        settings: as computed.
+    """
+
+    wavenumber: Array
+    per_trajectory: Array
+    integrals: Array
+    runs: Runs
+    settings: SpectrumSettings
+
+    @cached_property
+    def n_alpha(self) -> Array:
+        """(n,) n(w) alpha(w) [cm^-1]."""
+        return self.runs.weights @ self.per_trajectory
+
+    @cached_property
+    def error(self) -> Array:
+        """(n,) standard error from the bootstrap over trajectories [cm^-1]; NaN with a single trajectory."""
+        return bootstrap_error(self.per_trajectory, self.runs, self.settings)
+
+    @property
+    def integral(self) -> float:
+        """Integral over the whole axis [cm^-2]."""
+        return float(self.runs.weights @ self.integrals)
+
+
+@dataclass(frozen=True)
+class RamanSpectrum:
+    """Raman lineshapes, Eqs. 7 and 9-12.
+
+    Attributes:
+        wavenumber: (n,) [cm^-1].
+        per_trajectory: (n_trajectories, 21, n) nu^2 I of each run, order LINESHAPES [e^4 a0^4 E_h^-2 cm^-1].
+        integrals: (n_trajectories, 21) of nu^2 I over the whole axis from 0 up [e^4 a0^4 E_h^-2 cm^-2].
+        runs: as for IR.
+        settings: as computed.
+    """
+
+    wavenumber: Array
+    per_trajectory: Array
+    integrals: Array
+    runs: Runs
+    settings: SpectrumSettings
+
+    @cached_property
+    def inverse_square(self) -> Array:
+        """(n,) 1/nu^2 [cm^2], NaN below the mask."""
+        is_kept = (self.wavenumber >= self.settings.mask) & (self.wavenumber > 0)
+        return np.where(is_kept, 1.0 / np.where(is_kept, self.wavenumber, 1.0) ** 2, np.nan)
+
+    @cached_property
+    def weighted_lineshapes(self) -> Array:
+        """(21, n) nu^2 I [e^4 a0^4 E_h^-2 cm^-1], finite everywhere."""
+        return np.einsum("t,tcn->cn", self.runs.weights, self.per_trajectory)
+
+    @cached_property
+    def lineshapes(self) -> Array:
+        """(21, n) I [e^4 a0^4 E_h^-2 cm], NaN below the mask."""
+        return self.weighted_lineshapes * self.inverse_square
+
+    @cached_property
+    def weighted(self) -> dict[RamanKind, Array]:
+        """Invariants of nu^2 I, each (n,)."""
+        return raman_invariants(self.weighted_lineshapes)
+
+    @cached_property
+    def weighted_per_trajectory(self) -> dict[RamanKind, Array]:
+        """Invariants of nu^2 I of each run, each (n_trajectories, n)."""
+        return raman_invariants(self.per_trajectory)
+
+    @property
+    def iso(self) -> Array:
+        """(n,) isotropic lineshape, Eq. 9."""
+        return self.weighted["iso"] * self.inverse_square
+
+    @property
+    def aniso(self) -> Array:
+        """(n,) anisotropic lineshape, 15 VH, Eq. 12."""
+        return self.weighted["aniso"] * self.inverse_square
+
+    @property
+    def vv(self) -> Array:
+        """(n,) parallel lineshape, Eq. 11."""
+        return self.weighted["vv"] * self.inverse_square
+
+    @property
+    def vh(self) -> Array:
+        """(n,) perpendicular lineshape, Eq. 10."""
+        return self.weighted["vh"] * self.inverse_square
+
+    @cached_property
+    def depolarization(self) -> Array:
+        """(n,) VH/VV; NaN below the mask and where VV vanishes."""
+        return _ratio(self.vh, self.vv)
+
+    @cached_property
+    def weighted_errors(self) -> dict[RamanKind, Array]:
+        """Standard errors of the invariants of nu^2 I; NaN with a single trajectory."""
+        return {
+            kind: bootstrap_error(values, self.runs, self.settings)
+            for kind, values in self.weighted_per_trajectory.items()
+        }
+
+    @cached_property
+    def errors(self) -> dict[str, Array]:
+        """Standard errors of iso, aniso, vv, vh and depolarization, each (n,)."""
+        errors: dict[str, Array] = {k: e * self.inverse_square for k, e in self.weighted_errors.items()}
+        parts = self.weighted_per_trajectory
+
+        def ratio(weights: Array) -> Array:
+            return _ratio((weights @ parts["vh"]) * self.inverse_square, (weights @ parts["vv"]) * self.inverse_square)
+
+        errors["depolarization"] = _bootstrap_spread(ratio, self.runs, self.settings, len(self.wavenumber))
+        return errors
+
+    def geometry(self, incident: Sequence[float] | Array, scattered: Sequence[float] | Array) -> Array:
+        """Return the lineshape of a scattering geometry; see :func:`scattering_lineshape`."""
+        return scattering_lineshape(self.lineshapes, incident, scattered)
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    is_safe = np.isfinite(denominator) & (denominator != 0)
+    return np.where(is_safe, numerator / np.where(is_safe, denominator, 1.0), np.nan)
+
+
+def lineshape(lineshapes: Array, z: int, x: int, s: int, t: int) -> Array:
+    """Return I_zxst from the 21 stored ones (Cartesian indices; ..., 21, n)."""
+    i, j = sorted((_PAIR[z, x], _PAIR[s, t]))
+    return lineshapes[..., _ROW[i, j], :]
+
+
+def raman_invariants(lineshapes: Array) -> dict[RamanKind, Array]:
+    """Return iso, aniso, VV and VH from the 21 lineshapes, Eqs. 9-12.
+
+    Args:
+        lineshapes: (..., 21, n), order LINESHAPES.
+
+    Returns:
+        ``iso = 1/9 sum_ij I_iijj``, ``vh = 1/10 sum_ij (I_ijij - I_iijj / 3)``, ``vv = iso + 4/3 vh``,
+        ``aniso = 15 vh``, each (..., n).
+    """
+    axes = [(i, j) for i in range(3) for j in range(3)]
+    iijj = np.sum([lineshape(lineshapes, i, i, j, j) for i, j in axes], axis=0)
+    ijij = np.sum([lineshape(lineshapes, i, j, i, j) for i, j in axes], axis=0)
+    iso = iijj / 9.0
+    vh = (ijij - iijj / 3.0) / 10.0
+    return {"iso": iso, "aniso": 15.0 * vh, "vv": iso + 4.0 / 3.0 * vh, "vh": vh}
+
+
+def scattering_lineshape(
+    lineshapes: Array, incident: Sequence[float] | Array, scattered: Sequence[float] | Array
+) -> Array:
+    """Return the lineshape of any scattering geometry in the frame of the simulation.
+
+    ``I = sum e_i,z e_s,x e_i,s e_s,t I_zxst``: each polarizability is taken between the incident and the scattered
+    polarization (Eqs. 5 and 7; the indices printed in Eq. 8 do not agree with those).
+
+    Args:
+        lineshapes: (21, n), order LINESHAPES.
+        incident: (3,) polarization of the incident light; normalised here.
+        scattered: (3,) polarization of the scattered light.
+
+    Returns:
+        (n,) in the unit of the lineshapes.
+    """
+    vectors = []
+    for name, vector in (("incident", incident), ("scattered", scattered)):
+        array = np.asarray(vector, dtype=float)
+        if array.shape != (3,) or not np.linalg.norm(array) > 0:
+            raise SpectrumError(f"the {name} polarization must be a vector of three numbers, not zero, got {vector}")
+        vectors.append(array / np.linalg.norm(array))
+    first, second = vectors
+    # component c of the polarizability enters with e_i,z e_s,x, and twice, symmetrised, where z and x differ
+    amplitude = np.array(
+        [first[i] * second[j] if i == j else first[i] * second[j] + first[j] * second[i] for i, j in PAIRS]
+    )
+    factors = np.array([amplitude[i] * amplitude[j] * (1.0 if i == j else 2.0) for i, j in LINESHAPES])
+    return factors @ lineshapes
+
+
+def window_values(n_lags: int, timestep: float, settings: SpectrumSettings) -> Array:
+    """Return the window at lags 0 ... n_lags - 1, (n_lags,), w(0) = 1."""
+    if settings.window == "boxcar":
+        return np.ones(n_lags)
+    time = np.arange(n_lags) * timestep
+    return np.where(time <= settings.window_length, np.cos(0.5 * np.pi * time / settings.window_length) ** 2, 0.0)
+
+
+def transform(correlation: Array, timestep: float, settings: SpectrumSettings) -> tuple[Array, Array, Array]:
+    """Window a correlation function and transform it.
+
+    Args:
+        correlation: (n_lags, n_columns) at lags 0, dt, ...; even in time.
+        timestep: dt [fs].
+        settings: window and grid.
+
+    Returns:
+        wavenumber (n,) [cm^-1]; S (n_columns, n), two-sided transform over lags of both signs [unit of C times fs];
+        integral of S from 0 to the Nyquist wavenumber (n_columns,) [unit of C times fs cm^-1].
+    """
+    n_lags = len(correlation)
+    n_fft = int(fft.next_fast_len(max(int(np.ceil(WAVENUMBER / (timestep * settings.spacing))), 2 * n_lags), real=True))
+    n_fft += n_fft % 2
+    windowed = correlation.T * window_values(n_lags, timestep, settings)
+    even = np.zeros((len(windowed), n_fft))
+    even[:, :n_lags] = windowed
+    if n_lags > 1:
+        even[:, 1 - n_lags :] = windowed[:, :0:-1]
+    full = fft.rfft(even, axis=1).real * timestep
+    spacing = WAVENUMBER / (timestep * n_fft)
+    # the trapezoidal rule on a whole period of a band-limited function is exact
+    integral = (full.sum(axis=1) - 0.5 * (full[:, 0] + full[:, -1])) * spacing
+    wavenumber = np.arange(full.shape[1]) * spacing
+    n_kept = int(np.searchsorted(wavenumber, settings.upper_wavenumber * (1 + 1e-12), side="right"))
+    return wavenumber[:n_kept], full[:, :n_kept].copy(), integral
+
+
+def ir_prefactor(temperature: float, volume: float) -> float:
+    """Return beta / (6 V c eps0), which turns S_M' [e^2 A^2/fs] into n alpha [cm^-1], Eq. 2."""
+    return (E * 1e-10) ** 2 * 1e15 / (6 * BOLTZMANN * temperature * volume * 1e-30 * C * EPS0) / 100
+
+
+def raman_prefactor() -> float:
+    """Return 1/((2 pi)^2 c), which turns S_alpha' [e^4 a0^4 E_h^-2 / fs] into nu^2 I(nu) [e^4 a0^4 E_h^-2 cm^-1]."""
+    return 1.0 / ((2 * np.pi) ** 2 * LIGHT)
+
+
+def ir_spectrum(series: Iterable[DerivativeSeries], settings: SpectrumSettings | None = None) -> IrSpectrum:
+    """Return the IR spectrum of several runs, Eq. 2.
+
+    Every run has its own temperature, volume and length; the mean over runs is weighted with their frames.
+
+    Raises:
+        SpectrumError: a run is shorter than the window, has another time step than the others, or lacks the dipole
+            derivative or the volume.
+    """
+    settings = settings or SpectrumSettings()
+    collected = _Collector(settings)
+    for run in series:
+        dipole = run.total_dipole_derivative
+        if run.volume is None:
+            raise SpectrumError(f"{run.name}: n alpha needs a volume; give the cell or, for a cluster, --volume [A^3]")
+        factor = ir_prefactor(settings.temperature or run.temperature, run.volume)
+        correlation = collected.correlate(run, dipole, ((0, 0), (1, 1), (2, 2))).sum(axis=1, keepdims=True)
+        collected.add(run, correlation, factor)
+    wavenumber, per_trajectory, integrals = collected.stacked()
+    return IrSpectrum(wavenumber, per_trajectory[:, 0], integrals[:, 0], collected.runs(), settings)
+
+
+def raman_spectrum(series: Iterable[DerivativeSeries], settings: SpectrumSettings | None = None) -> RamanSpectrum:
+    """Return the Raman lineshapes of several runs, Eq. 7; no temperature enters them.
+
+    Raises:
+        SpectrumError: a run is shorter than the window, has another time step than the others, or lacks the
+            polarizability derivative.
+    """
+    settings = settings or SpectrumSettings()
+    collected = _Collector(settings)
+    for run in series:
+        correlation = collected.correlate(run, run.total_polarizability_derivative, LINESHAPES)
+        collected.add(run, correlation, raman_prefactor())
+    wavenumber, per_trajectory, integrals = collected.stacked()
+    return RamanSpectrum(wavenumber, per_trajectory, integrals, collected.runs(), settings)
+
+
+@dataclass
+class _Collector:
+    """Transforms run after run and checks that they go together."""
+
+    settings: SpectrumSettings
+    names: list[str] = field(default_factory=list)
+    n_frames: list[int] = field(default_factory=list)
+    temperatures: list[float] = field(default_factory=list)
+    spectra: list[Array] = field(default_factory=list)
+    integrals: list[Array] = field(default_factory=list)
+    timestep: float | None = None
+    wavenumber: Array | None = None
+
+    def correlate(self, run: DerivativeSeries, columns: Array, pairs: Sequence[tuple[int, int]]) -> Array:
+        if self.timestep is None:
+            self.timestep = run.timestep
+        elif abs(run.timestep - self.timestep) > 1e-6 * self.timestep:
+            raise SpectrumError(
+                f"{run.name} has a time step of {run.timestep:g} fs, {self.names[0]} has {self.timestep:g} fs; "
+                "runs with different time steps cannot share one spectrum"
+            )
+        max_lag = int(np.floor(self.settings.window_length / run.timestep + 1e-9))
+        if run.n_frames <= max_lag:
+            raise SpectrumError(
+                f"{run.name} is {run.n_frames * run.timestep:g} fs long ({run.n_frames} frames), shorter than the "
+                f"window of {self.settings.window_length:g} fs; use longer runs or a shorter window_length"
+            )
+        if max_lag < 2:
+            raise SpectrumError(
+                f"the window of {self.settings.window_length:g} fs holds fewer than two time steps "
+                f"of {run.timestep:g} fs ({run.name})"
+            )
+        if self.settings.subtract_mean:
+            columns = columns - columns.mean(axis=0)
+        return pair_correlations(columns, pairs, max_lag, self.settings.estimator)
+
+    def add(self, run: DerivativeSeries, correlation: Array, factor: float) -> None:
+        self.wavenumber, spectrum, integral = transform(correlation, run.timestep, self.settings)
+        self.names.append(run.name)
+        self.n_frames.append(run.n_frames)
+        self.temperatures.append(run.temperature)
+        self.spectra.append(factor * spectrum)
+        self.integrals.append(factor * integral)
+
+    def stacked(self) -> tuple[Array, Array, Array]:
+        if self.wavenumber is None:
+            raise SpectrumError("no trajectory to compute a spectrum from")
+        return self.wavenumber, np.array(self.spectra), np.array(self.integrals)
+
+    def runs(self) -> Runs:
+        assert self.timestep is not None
+        return Runs(tuple(self.names), np.array(self.n_frames), self.timestep, np.array(self.temperatures))
+
+
+def bootstrap_weights(n_frames: Array, n_bootstrap: int, seed: int) -> Array:
+    """Return weights of resampled means over trajectories, each row summing to 1.
+
+    Args:
+        n_frames: (n_trajectories,) frames of each run.
+        n_bootstrap: number of resamples.
+        seed: of the generator.
+
+    Returns:
+        (n_bootstrap, n_trajectories).
+    """
+    n = len(n_frames)
+    draws = np.random.default_rng(seed).integers(n, size=(n_bootstrap, n))
+    counts = np.stack([(draws == i).sum(axis=1) for i in range(n)], axis=1)
+    weights = counts * np.asarray(n_frames, dtype=float)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _bootstrap_spread(statistic: Callable[[Array], Array], runs: Runs, settings: SpectrumSettings, n: int) -> Array:
+    """Standard error of statistic(weights) (n,), with the factor sqrt(N/(N-1)) that resampling N values loses."""
+    n_runs = len(runs.n_frames)
+    if n_runs < 2:
+        return np.full(n, np.nan)
+    samples = statistic(bootstrap_weights(runs.n_frames, settings.n_bootstrap, settings.seed))
+    return samples.std(axis=0) * np.sqrt(n_runs / (n_runs - 1))
+
+
+def bootstrap_error(per_trajectory: Array, runs: Runs, settings: SpectrumSettings) -> Array:
+    """Return the standard error of the mean spectrum from a bootstrap over trajectories.
+
+    Args:
+        per_trajectory: (n_trajectories, n).
+        runs: their lengths.
+        settings: number of resamples and seed.
+
+    Returns:
+        (n,), NaN if there is one trajectory only.
+    """
+    return _bootstrap_spread(lambda weights: weights @ per_trajectory, runs, settings, per_trajectory.shape[1])
+
+
+def spectral_distance(wavenumber: Array, a: Array, b: Array, lower: float = 0.0, upper: float = 4000.0) -> float:
+    """Return the distance of two spectra, Eq. 16: int |A - B| / (int |A| + int |B|), in [0, 1].
+
+    The paper quotes agreement, 1 minus this. Points that either spectrum leaves undefined (NaN, below the mask of the
+    1/w^2 lineshapes) are left out of all three integrals.
+
+    Args:
+        wavenumber: (n,) common grid [cm^-1].
+        a: (n,) first spectrum.
+        b: (n,) second spectrum, in the same unit.
+        lower: start of the integrals [cm^-1].
+        upper: their end [cm^-1].
+    """
+    return float(_distances(wavenumber, a[None], b[None], lower, upper)[0])
+
+
+def _distances(wavenumber: Array, a: Array, b: Array, lower: float, upper: float) -> Array:
+    """Return the distance of each row of a (m, n) from that of b (m, n)."""
+    if a.shape != b.shape or a.shape[-1] != len(wavenumber):
+        raise SpectrumError(
+            f"spectra to compare must share one grid, got {a.shape[-1]} and {b.shape[-1]} points on {len(wavenumber)}"
+        )
+    is_used = (wavenumber >= lower) & (wavenumber <= upper)
+    is_used &= np.isfinite(a).all(axis=0) & np.isfinite(b).all(axis=0)
+    if not is_used.any():
+        raise SpectrumError(f"no defined point of the spectra lies between {lower:g} and {upper:g} cm^-1")
+    width = np.gradient(wavenumber)[is_used] if len(wavenumber) > 1 else np.ones(1)
+    a, b = a[:, is_used], b[:, is_used]
+    total = np.abs(a) @ width + np.abs(b) @ width
+    return np.where(total > 0, np.abs(a - b) @ width / np.where(total > 0, total, 1.0), 0.0)
+
+
+@dataclass(frozen=True)
+class DistanceInterval:
+    """A spectral distance and its bootstrap interval over trajectories.
+
+    Attributes:
+        value: the distance of the mean spectra.
+        lower: lower end of the interval; NaN with a single trajectory.
+        upper: upper end.
+        confidence: that the interval is made for.
+        n_trajectories: the smaller of the two numbers.
+    """
+
+    value: float
+    lower: float
+    upper: float
+    confidence: float
+    n_trajectories: int
+
+    @property
+    def agreement(self) -> float:
+        """1 - value, as the paper quotes it."""
+        return 1.0 - self.value
+
+
+def spectral_distance_interval(
+    wavenumber: Array,
+    a: Array,
+    b: Array,
+    n_frames_a: Array,
+    n_frames_b: Array | None = None,
+    *,
+    lower: float = 0.0,
+    upper: float = 4000.0,
+    confidence: float = 0.95,
+    n_bootstrap: int = 500,
+    seed: int = 0,
+) -> DistanceInterval:
+    """Return the spectral distance with a percentile interval from a bootstrap over trajectories.
+
+    Args:
+        wavenumber: (n,) [cm^-1].
+        a: (n_trajectories, n) spectra of each run.
+        b: (n_trajectories, n) the same runs with tensors from elsewhere, or, if n_frames_b is given, other runs.
+        n_frames_a: (n_trajectories,) weights of the runs of a.
+        n_frames_b: weights of the runs of b when these are other runs: both sides are then resampled independently.
+            None: a and b are the same runs and are resampled together.
+        lower: start of the integrals [cm^-1].
+        upper: their end [cm^-1].
+        confidence: of the two-sided interval.
+        n_bootstrap: number of resamples.
+        seed: of the bootstrap.
+    """
+    is_paired = n_frames_b is None
+    weights_b = n_frames_a if n_frames_b is None else n_frames_b
+    for name, rows, frames in (("first", a, n_frames_a), ("second", b, weights_b)):
+        if len(rows) != len(frames):
+            raise SpectrumError(
+                f"the {name} set has {len(rows)} spectra for {len(frames)} runs; the same runs are needed"
+            )
+    mean_a, mean_b = (np.asarray(f) / np.sum(f) @ x for f, x in ((n_frames_a, a), (weights_b, b)))
+    value = spectral_distance(wavenumber, mean_a, mean_b, lower, upper)
+    n_runs = min(len(a), len(b))
+    if n_runs < 2:
+        return DistanceInterval(value, float("nan"), float("nan"), confidence, n_runs)
+    resampled_a = bootstrap_weights(n_frames_a, n_bootstrap, seed)
+    resampled_b = resampled_a if is_paired else bootstrap_weights(weights_b, n_bootstrap, seed + 1)
+    samples = _distances(wavenumber, resampled_a @ a, resampled_b @ b, lower, upper)
+    tail = 0.5 * (1 - confidence)
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    return DistanceInterval(value, float(low), float(high), confidence, n_runs)

@@ -1,0 +1,300 @@
+"""Spectra with analytic answers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.integrate import trapezoid
+
+from mimyria_wf.derivatives import DerivativeSeries
+from mimyria_wf.errors import SpectrumError
+from mimyria_wf.spectrum import (
+    LINESHAPES,
+    SpectrumSettings,
+    bootstrap_weights,
+    ir_spectrum,
+    lineshape,
+    raman_spectrum,
+    scattering_lineshape,
+    spectral_distance,
+    spectral_distance_interval,
+    window_values,
+)
+from mimyria_wf.units import AMU, AMU_A2_PER_FS2, BOLTZMANN, BOLTZMANN_EV, EPS0, WAVENUMBER, C, E
+
+QUICK = SpectrumSettings(n_bootstrap=50)
+
+
+def cosine(wavenumber, n_frames=8000, timestep=0.5, amplitude=1e-3, phases=(0.3, 1.1, 2.0)):
+    time = np.arange(n_frames) * timestep
+    return amplitude * np.cos(2 * np.pi * wavenumber / WAVENUMBER * time[:, None] + np.array(phases))
+
+
+def dipole_run(dipole, timestep=0.5, temperature=300.0, volume=1000.0, name="r"):
+    return DerivativeSeries(name, timestep, temperature, dipole_derivative=dipole[:, None], volume=volume)
+
+
+def raman_run(polarizability, timestep=0.5, temperature=300.0, name="r"):
+    return DerivativeSeries(name, timestep, temperature, polarizability_derivative=polarizability[:, None])
+
+
+def noise_run(seed, n_frames=3000, name=None):
+    return raman_run(np.random.default_rng(seed).normal(size=(n_frames, 6)), name=name or f"r{seed}")
+
+
+def tensors(seed, n_frames=3000):
+    a = np.random.default_rng(seed).normal(size=(n_frames, 3, 3))
+    return a + a.swapaxes(1, 2)
+
+
+def six(a):
+    return np.stack([a[:, 0, 0], a[:, 1, 1], a[:, 2, 2], a[:, 1, 2], a[:, 0, 2], a[:, 0, 1]], axis=1)
+
+
+@pytest.mark.parametrize("wavenumber", [430.0, 1650.0, 3700.0])
+def test_a_cosine_gives_one_line_at_its_wavenumber(wavenumber):
+    spectrum = ir_spectrum([dipole_run(cosine(wavenumber))], QUICK)
+    peak = spectrum.wavenumber[np.argmax(spectrum.n_alpha)]
+    assert peak == pytest.approx(wavenumber, abs=1.0)  # half the grid's spacing
+    # nothing beyond the window's main lobe: Hann's side lobes stay below 2.7 %
+    away = np.abs(spectrum.wavenumber - wavenumber) > QUICK.resolution
+    assert np.abs(spectrum.n_alpha[away]).max() < 0.03 * spectrum.n_alpha.max()
+
+
+def test_absolute_line_integral_of_a_cosine():
+    # <M'.M'> = 3 A^2/2, so int n alpha domega = pi beta/(6 V c eps0) 3 A^2/2 (Eq. 2), here written out in SI
+    amplitude, volume, temperature = 1e-3, 1000.0, 300.0
+    spectrum = ir_spectrum([dipole_run(cosine(1650.0, amplitude=amplitude), volume=volume)], QUICK)
+    square = 1.5 * (amplitude * E * 1e-10 / 1e-15) ** 2
+    expected = np.pi * square / (BOLTZMANN * temperature * 6 * volume * 1e-30 * C * EPS0)  # rad/(s m)
+    got = trapezoid(spectrum.n_alpha * 100, spectrum.wavenumber * 100 * C * 2 * np.pi)
+    assert got == pytest.approx(expected, rel=1e-3)  # 0-4500 cm^-1 instead of the whole axis, edges of a finite run
+    assert spectrum.integral * 1e4 * 2 * np.pi * C == pytest.approx(expected, rel=1e-4)
+
+
+def test_charged_oscillator_has_its_absolute_intensity():
+    """A charge q of mass m in an isotropic well: int n alpha domega = pi q^2/(2 V c eps0 m), whatever T and k."""
+    charge, mass, volume, wavenumber = 0.7, 1.008, 500.0, 2900.0
+    rng = np.random.default_rng(4)
+    runs = []
+    for i, temperature in enumerate((200.0, 300.0, 450.0)):
+        # fixed energy: amplitude of each direction such that its mean kinetic energy is k_B T/2
+        speed = np.sqrt(2 * BOLTZMANN_EV * temperature / AMU_A2_PER_FS2 / mass)
+        velocity = cosine(wavenumber, amplitude=speed, n_frames=6000 + 2000 * i, phases=rng.uniform(0, 6.28, 3))
+        runs.append(dipole_run(charge * velocity, temperature=temperature, volume=volume, name=f"r{i}"))
+    spectrum = ir_spectrum(runs, QUICK)
+    assert spectrum.wavenumber[np.argmax(spectrum.n_alpha)] == pytest.approx(wavenumber, abs=1.0)
+    expected = np.pi * (charge * E) ** 2 / (2 * volume * 1e-30 * C * EPS0 * mass * AMU)
+    got = trapezoid(spectrum.n_alpha * 100, spectrum.wavenumber * 100 * C * 2 * np.pi)
+    assert got == pytest.approx(expected, rel=1e-3)
+
+
+def test_hann_line_shape_is_the_analytic_one():
+    """S of cos(w0 t) is half the window's transform, centred on w0."""
+    spectrum = ir_spectrum([dipole_run(cosine(2000.0, n_frames=60000, amplitude=1.0))], QUICK)
+    offset = (spectrum.wavenumber - 2000.0) / WAVENUMBER * 500.0  # f L
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shape = np.sinc(2 * offset) / (1 - (2 * offset) ** 2)
+    shape = np.where(np.abs(np.abs(offset) - 0.5) < 1e-6, 0.5, shape)
+    near = np.abs(offset) < 3
+    got = spectrum.n_alpha / spectrum.n_alpha.max()
+    np.testing.assert_allclose(got[near], shape[near] / shape[near].max(), atol=2e-3)
+
+
+def test_window_is_one_at_zero_and_ends_at_its_length():
+    values = window_values(1001, 0.5, SpectrumSettings())
+    assert values[0] == 1.0
+    assert values[1000] == pytest.approx(0, abs=1e-15)
+    assert values[500] == pytest.approx(0.5)
+    assert SpectrumSettings().resolution == pytest.approx(66.71, abs=0.01)
+
+
+def test_white_noise_is_flat():
+    runs = [dipole_run(np.random.default_rng(i).normal(size=(20000, 3)), name=f"r{i}") for i in range(4)]
+    spectrum = ir_spectrum(runs, QUICK)
+    level = spectrum.n_alpha.mean()
+    # variance of a windowed spectrum: 2 * (window energy 3/8 * 1000 lags) / 20000 frames / 12 series -> 6 %
+    assert spectrum.n_alpha.std() / level < 0.09
+    assert np.median(spectrum.error) == pytest.approx(spectrum.n_alpha.std(), rel=0.5)
+
+
+def test_raman_lineshape_of_a_cosine_is_absolute():
+    """A polarizability a cos(wt) has <alpha^2> = a^2/2 = the integral of I over both signs of the wavenumber."""
+    wavenumber, amplitude = 1500.0, 2.0
+    omega = 2 * np.pi * wavenumber / WAVENUMBER
+    series = np.zeros((20000, 6))
+    series[:, 0] = -amplitude * omega * np.sin(omega * np.arange(20000) * 0.5)
+    spectrum = raman_spectrum([raman_run(series)], QUICK)
+    line = lineshape(spectrum.lineshapes, 0, 0, 0, 0)
+    near = np.abs(spectrum.wavenumber - wavenumber) < 400
+    # 1/w^2 across the line's width (33 cm^-1 of 1500) adds 3 (33/1500)^2 / 2
+    assert 2 * trapezoid(line[near], spectrum.wavenumber[near]) == pytest.approx(amplitude**2 / 2, rel=3e-3)
+    np.testing.assert_allclose(spectrum.iso[near], line[near] / 9, rtol=1e-10)
+
+
+def test_raman_identities_and_mask():
+    spectrum = raman_spectrum([noise_run(i) for i in range(3)], QUICK)
+    is_masked = spectrum.wavenumber < QUICK.resolution
+    for values in (spectrum.iso, spectrum.aniso, spectrum.vv, spectrum.vh, spectrum.depolarization):
+        assert np.isnan(values[is_masked]).all()
+        assert np.isfinite(values[~is_masked]).all()
+    kept = ~is_masked
+    np.testing.assert_allclose(spectrum.vv[kept], (spectrum.iso + 4 / 3 * spectrum.vh)[kept], rtol=1e-12)
+    np.testing.assert_allclose(spectrum.vv[kept], (spectrum.iso + 4 / 45 * spectrum.aniso)[kept], rtol=1e-12)
+    np.testing.assert_allclose(spectrum.aniso[kept], 15 * spectrum.vh[kept], rtol=1e-12)
+    assert np.isfinite(spectrum.weighted_lineshapes).all()
+    assert spectrum.lineshapes.shape[0] == len(LINESHAPES) == 21
+
+
+def rotation(seed):
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return q * np.sign(np.linalg.det(q))
+
+
+def test_invariants_do_not_change_with_the_frame():
+    a = tensors(1)
+    r = rotation(2)
+    first = raman_spectrum([raman_run(six(a))], QUICK)
+    second = raman_spectrum([raman_run(six(r @ a @ r.T))], QUICK)
+    for kind in ("iso", "vh"):
+        scale = np.abs(first.weighted[kind]).max()
+        np.testing.assert_allclose(second.weighted[kind], first.weighted[kind], atol=1e-10 * scale)
+
+
+def test_geometry_equals_correlating_the_projected_polarizability():
+    """I for e_i, e_s must be the spectrum of e_i . alpha' . e_s itself."""
+    rng = np.random.default_rng(3)
+    a = tensors(5)
+    spectrum = raman_spectrum([raman_run(six(a))], QUICK)
+    for _ in range(3):
+        first, second = rng.normal(size=(2, 3))
+        series = np.zeros((len(a), 6))
+        series[:, 0] = np.einsum("i,tij,j->t", first / np.linalg.norm(first), a, second / np.linalg.norm(second))
+        expected = raman_spectrum([raman_run(series)], QUICK).weighted_lineshapes[0]
+        got = scattering_lineshape(spectrum.weighted_lineshapes, first, second)
+        np.testing.assert_allclose(got, expected, atol=1e-12 * expected.max())
+
+
+def test_geometries_average_to_vv_and_vh():
+    """The mean of the VV (VH) geometry over all orientations is Eq. 11 (Eq. 10)."""
+    spectrum = raman_spectrum([raman_run(six(tensors(6)))], QUICK)
+    vv, vh = [], []
+    for seed in range(3000):
+        r = rotation(seed)
+        vv.append(scattering_lineshape(spectrum.weighted_lineshapes[:, 100:101], r[0], r[0])[0])
+        vh.append(scattering_lineshape(spectrum.weighted_lineshapes[:, 100:101], r[0], r[1])[0])
+    for kind, values in (("vv", vv), ("vh", vh)):
+        error = np.std(values) / np.sqrt(len(values))
+        assert np.mean(values) == pytest.approx(spectrum.weighted[kind][100], abs=4 * error)
+
+
+def test_lineshape_symmetries():
+    spectrum = raman_spectrum([noise_run(0)], QUICK)
+    w = spectrum.weighted_lineshapes
+    assert np.array_equal(lineshape(w, 0, 1, 2, 2), lineshape(w, 2, 2, 1, 0))
+    assert np.array_equal(lineshape(w, 0, 2, 1, 2), lineshape(w, 2, 1, 0, 2))
+
+
+def test_runs_are_weighted_by_frames_and_keep_their_temperature():
+    first = dipole_run(cosine(1000.0, n_frames=4000), temperature=200, name="a")
+    second = dipole_run(cosine(1000.0, n_frames=12000), temperature=400, name="b")
+    both = ir_spectrum([first, second], QUICK)
+    single = [ir_spectrum([run], QUICK).n_alpha for run in (first, second)]
+    np.testing.assert_allclose(both.n_alpha, 0.25 * single[0] + 0.75 * single[1], rtol=1e-12)
+    fixed = ir_spectrum([first, second], replace(QUICK, temperature=300.0))
+    np.testing.assert_allclose(fixed.per_trajectory[0], both.per_trajectory[0] * 200 / 300, rtol=1e-12)
+
+
+def test_one_trajectory_has_no_error():
+    assert np.isnan(ir_spectrum([dipole_run(cosine(1000.0))], QUICK).error).all()
+    assert np.isnan(raman_spectrum([noise_run(1)], QUICK).errors["vv"]).sum() > 0
+
+
+def test_bootstrap_error_is_the_standard_error():
+    rng = np.random.default_rng(0)
+    runs = [dipole_run(s * cosine(1000.0, n_frames=2000), name=f"r{s}") for s in rng.uniform(0.5, 1.5, size=12)]
+    spectrum = ir_spectrum(runs, replace(QUICK, n_bootstrap=4000))
+    at = np.argmax(spectrum.n_alpha)
+    expected = spectrum.per_trajectory[:, at].std(ddof=1) / np.sqrt(12)
+    assert spectrum.error[at] == pytest.approx(expected, rel=0.04)  # 1/sqrt(2 * 4000) = 1.1 %
+    np.testing.assert_allclose(bootstrap_weights(np.array([1, 2, 3]), 20, 0).sum(axis=1), 1)
+
+
+def test_distance():
+    nu = np.linspace(0, 5000, 2501)
+    a = np.exp(-(((nu - 1600) / 50) ** 2))
+    assert spectral_distance(nu, a, a) == 0
+    assert spectral_distance(nu, a, 3 * a) == pytest.approx(0.5)
+    b = np.exp(-(((nu - 3000) / 50) ** 2))
+    assert spectral_distance(nu, a, b) == pytest.approx(1, abs=1e-12)
+    assert spectral_distance(nu, a, -a) == 1
+    beyond = a + np.where(nu > 4000, 7.0, 0.0)
+    assert spectral_distance(nu, a, beyond) == 0
+    masked = np.where(nu < 100, np.nan, a)
+    assert spectral_distance(nu, masked, a) == 0
+
+
+def test_distance_interval_covers_the_truth_and_follows_its_seed():
+    rng = np.random.default_rng(1)
+    nu = np.arange(0, 4000, 10.0)
+    base = 1 + np.exp(-(((nu - 1600) / 50) ** 2))
+    truth = spectral_distance(nu, base, 1.1 * base)
+    hits = 0
+    for trial in range(60):
+        scale = rng.uniform(0.5, 1.5, size=(10, 1))
+        slope = 1.1 + 0.05 * rng.normal(size=(10, 1))
+        frames = np.full(10, 100)
+        interval = spectral_distance_interval(
+            nu, scale * base, scale * slope * base, frames, seed=trial, n_bootstrap=200
+        )
+        hits += interval.lower <= truth <= interval.upper
+    assert hits >= 45  # 95 % nominal; ten runs give some 88 %
+    again = [spectral_distance_interval(nu, scale * base, scale * slope * base, frames, seed=3) for _ in range(2)]
+    assert again[0] == again[1]
+    single = spectral_distance_interval(nu, base[None], 1.1 * base[None], np.array([5]))
+    assert np.isnan(single.upper)
+    assert single.value == pytest.approx(truth)
+
+
+def test_zero_padding_only_interpolates():
+    run = [dipole_run(cosine(1650.0))]
+    coarse, fine = ir_spectrum(run, replace(QUICK, spacing=20.0)), ir_spectrum(run, replace(QUICK, spacing=1.0))
+    assert coarse.integral == pytest.approx(fine.integral, rel=1e-12)
+    np.testing.assert_allclose(
+        np.interp(coarse.wavenumber, fine.wavenumber, fine.n_alpha), coarse.n_alpha, atol=1e-3 * fine.n_alpha.max()
+    )
+
+
+def test_bad_input_has_a_clear_line():
+    good = dipole_run(cosine(1000.0), name="good")
+    for runs, message in (
+        ([dipole_run(cosine(1000.0, n_frames=900))], "shorter than the window of 500 fs"),
+        ([good, dipole_run(cosine(1000.0, timestep=1.0), timestep=1.0, name="other")], "time step"),
+        ([replace(good, volume=None)], "needs a volume"),
+        ([noise_run(0)], "APT model"),
+        ([], "no trajectory"),
+        ([dipole_run(cosine(10.0, timestep=300.0), timestep=300.0)], "fewer than two time steps"),
+    ):
+        with pytest.raises(SpectrumError, match=message):
+            ir_spectrum(runs, QUICK)
+    with pytest.raises(SpectrumError, match="PGT model"):
+        raman_spectrum([good], QUICK)
+    for change in (
+        {"window": "hamming"},
+        {"estimator": "x"},
+        {"window_length": -1.0},
+        {"temperature": 0.0},
+        {"mask_below": -3.0},
+        {"n_bootstrap": 1},
+    ):
+        with pytest.raises(SpectrumError, match=next(iter(change))):
+            SpectrumSettings(**change)
+    nu = np.arange(10.0)
+    with pytest.raises(SpectrumError, match="one grid"):
+        spectral_distance(nu, np.ones(10), np.ones(9))
+    with pytest.raises(SpectrumError, match="no defined point"):
+        spectral_distance(nu, np.ones(10), np.ones(10), lower=100)
+    with pytest.raises(SpectrumError, match="polarization"):
+        scattering_lineshape(np.ones((21, 4)), [0, 0, 0], [1, 0, 0])
+    with pytest.raises(SpectrumError, match="the same runs"):
+        spectral_distance_interval(nu, np.ones((3, 10)), np.ones((2, 10)), np.ones(3))
