@@ -57,7 +57,8 @@ class TbliteFieldSetParser(ConsoleParser):
 
     def attach(self, results: list[dict[str, Any]]) -> ExitCode | None:
         """Read the HDF5 file of the job into an array node."""
-        from mimyria_wf.engines import level_of_theory_key, read_field_forces
+        from mimyria_wf.engines import read_field_forces
+        from mimyria_wf.labels import level_of_theory_key
 
         level = self.node.inputs.level_of_theory.get_dict()
         with tempfile.TemporaryDirectory() as directory:

@@ -1,0 +1,153 @@
+"""Calcfunctions: select, merge, assemble, decide. None takes longer than a few seconds."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+from aiida import orm
+from aiida.engine import calcfunction
+
+from mimyria_wf.calculators.data import FIELD_FORCES_KIND, points_of, read_snapshots
+
+
+@calcfunction
+def build_manifest(**summaries: orm.Dict) -> orm.Dict:
+    """Return the manifest of trajectories (:mod:`mimyria_wf.calculators.trajectories`) from the NVE jobs' summaries."""
+    files = [
+        {**{key: run.get(key) for key in ("name", "n_frames", "sha256", "temperature")}, "folder": folder,
+         "file": run.get("file", f"{run['name']}.h5")}
+        for folder, summary in summaries.items()
+        for run in summary.get_dict()["trajectories"]
+    ]
+    return orm.Dict({"files": sorted(files, key=lambda entry: entry["name"])})
+
+
+@calcfunction
+def take_snapshots(snapshots: orm.SinglefileData, indices: orm.List) -> orm.SinglefileData:
+    """Return some snapshots of a file as a file of their own, the input of one label job."""
+    every = read_snapshots(snapshots)
+    return _extxyz([every[index] for index in indices.get_list()], "snapshots.extxyz")
+
+
+@calcfunction
+def assemble_labels(
+    snapshots: orm.SinglefileData, indices: orm.List, settings: orm.Dict, **field_forces: orm.ArrayData
+) -> dict[str, Any]:
+    """Reduce forces in fields to APTs and PGTs (Eqs. 21-26).
+
+    Args:
+        snapshots: extxyz of the pool.
+        indices: which snapshots are wanted.
+        settings: targets; header: entries for the file's header (field_step, engine, ...).
+        field_forces: nodes with the forces of finished points.
+
+    Returns:
+        ``labels`` (labelled extxyz of the snapshots that are complete) and ``report`` (snapshots left out, sum-rule
+        residuals).
+    """
+    from mimyria_wf.errors import FieldSetError
+    from mimyria_wf.finite_field import response_tensors
+    from mimyria_wf.labels import LabelledSnapshot, configuration_key, write_labels
+
+    values = settings.get_dict()
+    targets = values["targets"]
+    by_key: dict[str, list[orm.ArrayData]] = {}
+    for node in field_forces.values():
+        if node.base.attributes.get("kind") == FIELD_FORCES_KIND:
+            for key in node.base.attributes.get("configuration_keys"):
+                by_key.setdefault(key, []).append(node)
+    every = read_snapshots(snapshots)
+    labelled, incomplete, apt_residuals, pgt_residuals = [], [], [], []
+    for index in indices.get_list():
+        atoms = every[index]
+        key = configuration_key(atoms)
+        vectors, forces = points_of(by_key.get(key, []), key)
+        try:
+            tensors = response_tensors(vectors, forces)
+            missing = [target for target in targets if getattr(tensors, target) is None]
+        except FieldSetError as error:
+            incomplete.append({"index": index, "reason": str(error)})
+            continue
+        if missing:
+            incomplete.append({"index": index, "reason": f"no {' and '.join(missing)} from the finished field points"})
+            continue
+        labelled.append(
+            LabelledSnapshot(
+                atoms,
+                tensors.apt if "apt" in targets else None,
+                tensors.pgt if "pgt" in targets else None,
+            )
+        )
+        charge = float(atoms.info.get("charge", 0))
+        if tensors.apt is not None:
+            apt_residuals.append(np.abs(tensors.apt.sum(axis=0) - charge * np.eye(3)).max())
+        if tensors.pgt is not None:
+            pgt_residuals.append(np.abs(tensors.pgt.sum(axis=0)).max())
+    report: dict[str, Any] = {
+        "n_labelled": len(labelled),
+        "incomplete": incomplete,
+        "sum_rule_residual_apt_e": _largest(apt_residuals),
+        "sum_rule_residual_pgt_e2a0_per_Eh": _largest(pgt_residuals),
+    }
+    outputs: dict[str, Any] = {"report": orm.Dict(report)}
+    if labelled:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "labels.extxyz"
+            write_labels(path, labelled, values["header"])
+            outputs["labels"] = orm.SinglefileData(path)
+    return outputs
+
+
+@calcfunction
+def split_labels(labels: orm.SinglefileData, settings: orm.Dict) -> dict[str, orm.SinglefileData]:
+    """Split labels made elsewhere into training and test set by trajectory (:mod:`mimyria_wf.selection`)."""
+    from mimyria_wf.selection import split_by_trajectory
+
+    every = read_snapshots(labels)
+    values = settings.get_dict()
+    training, test = split_by_trajectory(
+        [str(atoms.info.get("snapshot", "")) for atoms in every],
+        values["n_training"],
+        values["n_test"],
+        values["seed"],
+    )
+    return {
+        "training": _extxyz([every[index] for index in training], "training.extxyz"),
+        "test": _extxyz([every[index] for index in test], "test.extxyz"),
+    }
+
+
+@calcfunction
+def record_iteration(n_training: orm.Int, **parts: orm.Dict) -> orm.Dict:
+    """Return one iteration's record: number of snapshots, test metrics by target, distance to the one before."""
+    record: dict[str, Any] = {"n_training": n_training.value, "metrics": {}}
+    for key, node in parts.items():
+        if key.startswith("metrics_"):
+            record["metrics"][key.removeprefix("metrics_")] = node.get_dict()
+        else:
+            record[key] = node.get_dict()
+    return orm.Dict(record)
+
+
+@calcfunction
+def decide(settings: orm.Dict, **iterations: orm.Dict) -> orm.Dict:
+    """Decide whether the refinement has converged (:mod:`mimyria_wf.convergence`, Sec. 3.2 of the paper)."""
+    from mimyria_wf.convergence import decision_from_dicts
+
+    records = [node.get_dict() for _, node in sorted(iterations.items())]
+    return orm.Dict(decision_from_dicts(settings.get_dict(), records))
+
+
+def _largest(values: list[float]) -> float | None:
+    return float(max(values)) if values else None
+
+
+def _extxyz(snapshots: list[Any], name: str) -> orm.SinglefileData:
+    buffer = io.StringIO()
+    ase.io.write(buffer, snapshots, format="extxyz")
+    return orm.SinglefileData(io.BytesIO(buffer.getvalue().encode()), filename=name)

@@ -1,0 +1,330 @@
+"""CP2K: molecular dynamics and field sets, from a user's input template."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from aiida import orm
+from aiida.common import CalcInfo, CodeInfo
+from aiida.common.datastructures import CodeRunMode
+from aiida.common.folders import Folder
+from aiida.engine import CalcJob, CalcJobProcessSpec, ExitCode
+from aiida.parsers import Parser
+
+from mimyria_wf.calculators.console import ConsoleCalculation
+from mimyria_wf.calculators.data import (
+    atoms_from_structure,
+    copy_file,
+    field_forces_node,
+    read_snapshots,
+    write_atoms,
+)
+from mimyria_wf.calculators.md import NvtParser, flags
+from mimyria_wf.calculators.tblite import define_field_set
+from mimyria_wf.cp2k_input import parse_input, point_project, render_field_set, render_md
+from mimyria_wf.cp2k_output import read_field_set, read_run
+from mimyria_wf.finite_field import point_name
+from mimyria_wf.labels import configuration_key, level_of_theory_key
+from mimyria_wf.md import NveSettings, NvtSettings, read_starts
+
+
+def _define_template(spec: CalcJobProcessSpec) -> None:
+    spec.input("template", valid_type=orm.SinglefileData, help="CP2K input with the FORCE_EVAL; see templates/cp2k")
+    spec.input_namespace(
+        "files",
+        valid_type=orm.SinglefileData,
+        dynamic=True,
+        required=False,
+        help="Files that the template names (basis sets, potentials, networks), under their own names.",
+    )
+
+
+def _write_template_files(folder: Folder, inputs: Any) -> None:
+    for node in (inputs.files if "files" in inputs else {}).values():
+        copy_file(folder, node.filename, node)
+
+
+def _cp2k_call(code: orm.AbstractCode, project: str) -> CodeInfo:
+    call = CodeInfo()
+    call.code_uuid = code.uuid
+    call.cmdline_params = ["-i", f"{project}.inp"]
+    call.stdout_name = f"{project}.out"
+    call.join_files = True
+    return call
+
+
+class _Cp2kMdCalculation(ConsoleCalculation):
+    """CP2K runs, then the console script turns its files into H5MD in the same job."""
+
+    @classmethod
+    def define(cls, spec: CalcJobProcessSpec) -> None:  # type: ignore[override]
+        super().define(spec)
+        spec.input("cp2k_code", valid_type=orm.AbstractCode)
+        _define_template(spec)
+        spec.exit_code(330, "ERROR_CP2K", message="CP2K stopped: {detail}")
+
+    def projects(self, folder: Folder) -> list[str]:
+        """Write the CP2K inputs and return their project names."""
+        raise NotImplementedError
+
+    def prepare_for_submission(self, folder: Folder) -> CalcInfo:
+        """Put the CP2K runs before the calls of the console script."""
+        projects = self.projects(folder)
+        _write_template_files(folder, self.inputs)
+        info = super().prepare_for_submission(folder)
+        for call in info.codes_info:
+            call.withmpi = False
+        info.codes_info = [_cp2k_call(self.inputs.cp2k_code, project) for project in projects] + info.codes_info
+        info.retrieve_list += [("*.out", ".", 0), ("*.ener", ".", 0)]
+        return info
+
+
+class Cp2kNvtCalculation(_Cp2kMdCalculation):
+    """NVT with CP2K's CSVR thermostat; ends with decorrelated starts for NVE runs."""
+
+    retrieve = ("starts.extxyz",)
+
+    @classmethod
+    def define(cls, spec: CalcJobProcessSpec) -> None:  # type: ignore[override]
+        """Declare inputs and outputs."""
+        super().define(spec)
+        spec.input("structure", valid_type=orm.StructureData)
+        spec.input(
+            "settings",
+            valid_type=orm.Dict,
+            help="charge, multiplicity, temperature_K, timestep_fs, length_ps, equilibration_ps, stride, "
+            "time_constant_fs, n_starts, seed",
+        )
+        spec.output("starts", valid_type=orm.SinglefileData, help="extxyz with velocities [A/fs]")
+
+    @classmethod
+    def parser_entry_point(cls) -> str:
+        """Return the entry point of the parser."""
+        return "mimyria_wf.cp2k.nvt"
+
+    def projects(self, folder: Folder) -> list[str]:
+        """Write the input."""
+        values = self.inputs.settings.get_dict()
+        atoms = atoms_from_structure(self.inputs.structure, values["charge"], values["multiplicity"])
+        write_atoms(folder, "structure.extxyz", atoms)
+        settings = NvtSettings(
+            temperature=values["temperature_K"],
+            timestep=values["timestep_fs"],
+            n_steps=round(1000 * values["length_ps"] / values["timestep_fs"]),
+            n_equilibration_steps=round(1000 * values["equilibration_ps"] / values["timestep_fs"]),
+            stride=values["stride"],
+            friction=1 / values["time_constant_fs"],
+            seed=values["seed"] % 2**31,
+            thermostat="csvr",
+        )
+        with folder.open("nvt.inp", "w") as handle:
+            handle.write(render_md(self.inputs.template.get_content("r"), atoms, settings, "nvt"))
+        return ["nvt"]
+
+    def command_lines(self, folder: Folder) -> list[list[str]]:
+        """Return the conversion."""
+        values = self.inputs.settings.get_dict()
+        n_frames = round(1000 * values["equilibration_ps"] / (values["timestep_fs"] * values["stride"]))
+        chosen = {
+            "timestep_fs": values["timestep_fs"] * values["stride"],
+            "ensemble": "nvt",
+            "charge": values["charge"],
+            "n_starts": values["n_starts"],
+            "skip_frames": n_frames,
+            "seed": values["seed"],
+            "cell_from": "structure.extxyz",
+        }
+        return [["convert", "nvt-pos-1.xyz", *flags(chosen), "-o", "nvt.h5"]]
+
+
+class Cp2kNveCalculation(_Cp2kMdCalculation):
+    """NVE runs with CP2K, one after the other; step 0 is the start exactly."""
+
+    @classmethod
+    def define(cls, spec: CalcJobProcessSpec) -> None:  # type: ignore[override]
+        """Declare inputs."""
+        super().define(spec)
+        spec.input("starts", valid_type=orm.SinglefileData, help="extxyz with velocities [A/fs]")
+        spec.input("indices", valid_type=orm.List)
+        spec.input("settings", valid_type=orm.Dict, help="timestep_fs, length_ps, stride, charge")
+
+    @classmethod
+    def parser_entry_point(cls) -> str:
+        """Return the entry point of the parser."""
+        return "mimyria_wf.cp2k.nve"
+
+    def projects(self, folder: Folder) -> list[str]:
+        """Write one input a start."""
+        values = self.inputs.settings.get_dict()
+        settings = NveSettings(
+            timestep=values["timestep_fs"],
+            n_steps=round(1000 * values["length_ps"] / values["timestep_fs"]),
+            stride=values["stride"],
+            remove_rotation=False,
+        )
+        copy_file(folder, "starts.extxyz", self.inputs.starts)
+        starts = read_starts(folder.get_abs_path("starts.extxyz"))
+        template = parse_input(self.inputs.template.get_content("r"))
+        names = []
+        for index in self.inputs.indices.get_list():
+            names.append(f"nve-{index:03d}")
+            with folder.open(f"{names[-1]}.inp", "w") as handle:
+                handle.write(render_md(template, starts[index], settings, names[-1], values.get("charge")))
+        return names
+
+    def command_lines(self, folder: Folder) -> list[list[str]]:
+        """Return the conversion."""
+        values = self.inputs.settings.get_dict()
+        files = [f"nve-{index:03d}-pos-1.xyz" for index in self.inputs.indices.get_list()]
+        chosen = {
+            "timestep_fs": values["timestep_fs"] * values["stride"],
+            "ensemble": "nve",
+            "charge": values.get("charge"),
+            "cell_from": "starts.extxyz",
+        }
+        return [["convert", *files, "--each", *flags(chosen), "-o", "."]]
+
+
+class Cp2kNvtParser(NvtParser):
+    """Name CP2K's own error first: what the conversion says is only its consequence."""
+
+    def parse(self, **kwargs: Any) -> ExitCode | None:
+        """Check the CP2K runs, then read the results."""
+        return cp2k_failure(self) or super().parse(**kwargs)
+
+
+class Cp2kNveParser(Cp2kNvtParser):
+    """The same without starts."""
+
+    def attach(self, results: list[dict[str, Any]]) -> ExitCode | None:
+        """Attach nothing more."""
+        return None
+
+
+def cp2k_failure(parser: Parser) -> ExitCode | None:
+    """Return the exit code of the first CP2K run that aborted, None if all ended well."""
+    for name in sorted(parser.retrieved.list_object_names()):
+        if name.endswith(".out"):
+            run = read_run(parser.retrieved.get_object_content(name))
+            if run.aborted is not None:
+                return parser.exit_codes.ERROR_CP2K.format(detail=f"{name}: {run.aborted}")
+    return None
+
+
+class Cp2kFieldSetCalculation(CalcJob):
+    """All field points of one or a few snapshots in one job and one directory, the zero field first.
+
+    Every later point starts from the zero-field wavefunction, which makes it three to four times cheaper. The scheduler
+    script goes on after a failed point, so the parser looks at each.
+    """
+
+    @classmethod
+    def define(cls, spec: CalcJobProcessSpec) -> None:  # type: ignore[override]
+        """Declare inputs and outputs."""
+        super().define(spec)
+        spec.input("code", valid_type=orm.AbstractCode, help="CP2K")
+        define_field_set(spec)
+        _define_template(spec)
+        spec.inputs["metadata"]["options"]["resources"].default = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
+        spec.inputs["metadata"]["options"]["parser_name"].default = "mimyria_wf.cp2k.fields"
+        spec.output("summary", valid_type=orm.Dict, required=False, help="Version, wall times and problems by point.")
+        spec.exit_code(310, "ERROR_NO_POINT", message="No field point gave usable forces: {detail}")
+        spec.exit_code(400, "ERROR_SOME_POINTS", message="{n} of {total} field points failed; the first: {detail}")
+
+    def prepare_for_submission(self, folder: Folder) -> CalcInfo:
+        """Write the inputs of all points."""
+        template = parse_input(self.inputs.template.get_content("r"))
+        vectors = named_vectors(self.inputs.field_vectors.get_list())
+        info = CalcInfo()
+        info.codes_info, info.retrieve_list = [], []
+        for number, atoms in enumerate(read_snapshots(self.inputs.snapshots)):
+            for name, text in render_field_set(template, atoms, vectors, project_names(number)).items():
+                with folder.open(name, "w") as handle:
+                    handle.write(text)
+                project = name.removesuffix(".inp")
+                info.codes_info.append(_cp2k_call(self.inputs.code, project))
+                info.retrieve_list += [f"{project}.inp", f"{project}.out", f"{project}-frc.dat"]
+        _write_template_files(folder, self.inputs)
+        info.codes_run_mode = CodeRunMode.SERIAL
+        return info
+
+
+class Cp2kFieldSetParser(Parser):
+    """Keep the points that are sound, name those that are not."""
+
+    def parse(self, **kwargs: Any) -> ExitCode | None:
+        """Read the forces of all points."""
+        names = set(self.retrieved.list_object_names())
+        texts = _LazyTexts(self.retrieved, names)
+        vectors = named_vectors(self.node.inputs.field_vectors.get_list())
+        level = self.node.inputs.level_of_theory.get_dict()
+        kept_vectors, kept_forces, snapshot, keys, problems = [], [], [], [], []
+        snapshots = read_snapshots(self.node.inputs.snapshots)
+        for number, atoms in enumerate(snapshots):
+            forces, found = read_field_set(texts, vectors, project_names(number), len(atoms))
+            keys.append(configuration_key(atoms))
+            for vector, force, problem in zip(vectors.values(), forces, found, strict=True):
+                if problem:
+                    problems.append(problem)
+                else:
+                    kept_vectors.append(vector)
+                    kept_forces.append(force)
+                    snapshot.append(number)
+        version, seconds = None, 0.0
+        for name in sorted(names):
+            if name.endswith(".out"):
+                run = read_run(texts[name])
+                version = version or run.version
+                seconds += run.walltime or 0.0
+        total = len(vectors) * len(snapshots)
+        summary = {"version": version, "seconds": seconds, "n_points": total, "problems": problems}
+        self.out("summary", orm.Dict(summary))
+        if not kept_vectors:
+            return self.exit_codes.ERROR_NO_POINT.format(detail=problems[0] if problems else "no output")
+        level = {**level, "version": version}
+        key = level_of_theory_key(self.node.inputs.level_of_theory.get_dict())
+        node = field_forces_node(np.array(kept_vectors), np.array(kept_forces), np.array(snapshot), keys, level, key)
+        self.out("field_forces", node)
+        if problems:
+            return self.exit_codes.ERROR_SOME_POINTS.format(n=len(problems), total=total, detail=problems[0])
+        return None
+
+
+class _LazyTexts(dict):  # type: ignore[type-arg]
+    """File name -> text of retrieved files, read when asked for."""
+
+    def __init__(self, folder: orm.FolderData, names: set[str]) -> None:
+        super().__init__(dict.fromkeys(names))
+        self._folder = folder
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self:
+            raise KeyError(name)
+        return self._folder.get_object_content(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
+
+
+def named_vectors(vectors: list[list[float]]) -> dict[str, np.ndarray]:
+    """Return field vectors [E_h/(e a0)] by name."""
+    return {point_name(np.array(vector)): np.array(vector, dtype=float) for vector in vectors}
+
+
+def project_names(number: int) -> Any:
+    """Return the function that names the CP2K projects of one snapshot's points."""
+    return lambda name: f"s{number:03d}-{point_project(name)}"
+
+
+def template_level_of_theory(template: str, files: dict[str, bytes]) -> dict[str, Any]:
+    """Return what keys CP2K labels: the template as CP2K reads it, comments aside, and the files it names."""
+    from mimyria_wf.cp2k_input import write_input
+
+    text = write_input(parse_input(template))
+    return {
+        "engine": "cp2k",
+        "template": hashlib.sha256(text.encode()).hexdigest(),
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
+    }

@@ -1,0 +1,271 @@
+"""The whole chain: from a structure, or trajectories, to IR and Raman spectra with their provenance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiida import orm
+from aiida.engine import ExitCode, ProcessSpec, ToContext, if_
+from aiida.plugins import CalculationFactory, WorkflowFactory
+
+from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata
+
+
+class CampaignWorkChain(WindowedWorkChain):
+    """Sample, select, refine, predict along all trajectories, compute spectra, judge them.
+
+    Every stage can be replaced by what was made elsewhere: trajectories, labels, models.
+    """
+
+    @classmethod
+    def define(cls, spec: ProcessSpec) -> None:  # type: ignore[override]
+        """Declare inputs, outline and outputs."""
+        super().define(spec)
+        spec.input("code", valid_type=orm.AbstractCode, help="The console script mimyria-wf.")
+        spec.expose_inputs(
+            WorkflowFactory("mimyria_wf.sampling"),
+            namespace="sampling",
+            exclude=("code",),
+            namespace_options={"required": False, "populate_defaults": False},
+        )
+        spec.input_namespace("trajectories", valid_type=orm.RemoteData, dynamic=True, required=False)
+        spec.input("manifest", valid_type=orm.Dict, required=False, help="With `trajectories`.")
+        spec.expose_inputs(
+            WorkflowFactory("mimyria_wf.refinement"),
+            namespace="refinement",
+            exclude=(
+                "code",
+                "trajectories",
+                "manifest",
+                "training_snapshots",
+                "test_snapshots",
+                "models",
+                "prediction",
+                "spectra",
+                "options",
+                "convergence",
+            ),
+            namespace_options={"required": False, "populate_defaults": False},
+        )
+        spec.input_namespace("models", valid_type=orm.SinglefileData, dynamic=True, required=False)
+        spec.input("convergence", valid_type=orm.Dict, required=False, help="r2, spectral_distance, trajectories, ...")
+        spec.input("selection", valid_type=orm.Dict, required=False, help="n_training, n_test, seed, exclude, ...")
+        spec.input("prediction", valid_type=orm.Dict, help="Flags of the final prediction.")
+        spec.input("spectra", valid_type=orm.Dict, help="Flags of `mimyria-wf spectra`.")
+        spec.input("reference", valid_type=orm.Dict, required=False, help="trajectory, n_parts, n_frames, label flags")
+        spec.input("options", valid_type=orm.Dict, required=False, help="training, prediction, spectra, selection")
+        spec.input("clean_workdir", valid_type=orm.Bool, required=False, help="Remove work directories on success.")
+        spec.outline(
+            if_(cls.needs_sampling)(cls.run_sampling, cls.inspect_sampling),
+            if_(cls.needs_selection)(cls.run_selection, cls.inspect_selection),
+            if_(cls.needs_refinement)(cls.run_refinement, cls.inspect_refinement),
+            cls.run_prediction,
+            cls.inspect_prediction,
+            cls.run_spectra,
+            cls.finish,
+        )
+        spec.output_namespace("models", valid_type=orm.SinglefileData, dynamic=True)
+        spec.output_namespace("iterations", valid_type=orm.Dict, dynamic=True)
+        spec.output_namespace("labels", valid_type=orm.SinglefileData, dynamic=True)
+        spec.output("decision", valid_type=orm.Dict, required=False)
+        spec.output("manifest", valid_type=orm.Dict, help="The trajectories.")
+        spec.output("summary", valid_type=orm.Dict, help="What the final spectra say of themselves, with their gates.")
+        spec.output("spectra", valid_type=orm.FolderData, help="Tables and figures of the final spectra.")
+        spec.output("comparison", valid_type=orm.Dict, required=False, help="Explicit against predicted spectra.")
+        spec.output("comparison_files", valid_type=orm.FolderData, required=False)
+        spec.exit_code(430, "ERROR_SAMPLING", message="Sampling failed: {detail}")
+        spec.exit_code(431, "ERROR_SELECTION", message="The choice of snapshots failed: {detail}")
+        spec.exit_code(432, "ERROR_REFINEMENT", message="Refinement failed: {detail}")
+        spec.exit_code(433, "ERROR_REFERENCE", message="The explicit reference failed: {detail}")
+        spec.exit_code(434, "ERROR_PREDICTION", message="The final prediction failed: {detail}")
+        spec.exit_code(435, "ERROR_SPECTRA", message="The final spectra failed: {detail}")
+
+    def needs_sampling(self) -> bool:
+        """Are trajectories to be made?"""
+        if "manifest" in self.inputs:
+            self.ctx.manifest = self.inputs.manifest
+            self.ctx.trajectories = dict(self.inputs.trajectories)
+            return False
+        return True
+
+    def run_sampling(self) -> ToContext:
+        """Submit the sampling."""
+        inputs = self.exposed_inputs(WorkflowFactory("mimyria_wf.sampling"), namespace="sampling")
+        inputs = {**inputs, "code": self.inputs.code}
+        return ToContext(sampling=self.submit_once("sampling", WorkflowFactory("mimyria_wf.sampling"), inputs))
+
+    def inspect_sampling(self) -> ExitCode | None:
+        """Keep the trajectories."""
+        child = self.ctx.sampling
+        if not child.is_finished_ok:
+            return self.exit_codes.ERROR_SAMPLING.format(detail=child.exit_message or child.process_state)
+        self.ctx.manifest = child.outputs.manifest
+        self.ctx.trajectories = dict(child.outputs.trajectories)
+        return None
+
+    def needs_selection(self) -> bool:
+        """Are snapshots to be labelled?"""
+        self.out("manifest", self.ctx.manifest)
+        return "selection" in self.inputs
+
+    def run_selection(self) -> ToContext:
+        """Submit the choice of snapshots."""
+        settings = self.inputs.selection.get_dict()
+        if "reference" in self.inputs:
+            settings["exclude"] = [self._reference_entry()["name"]]
+        inputs = {
+            "code": self.inputs.code,
+            "trajectories": self.ctx.trajectories,
+            "manifest": self.ctx.manifest,
+            "settings": orm.Dict(settings),
+            "metadata": job_metadata(self._options("selection")),
+        }
+        return ToContext(selection=self.submit_once("selection", CalculationFactory("mimyria_wf.selection"), inputs))
+
+    def inspect_selection(self) -> ExitCode | None:
+        """Go on if it worked."""
+        child = self.ctx.selection
+        if not child.is_finished_ok:
+            return self.exit_codes.ERROR_SELECTION.format(detail=child.exit_message or child.process_state)
+        return None
+
+    def needs_refinement(self) -> bool:
+        """Are networks to be trained?"""
+        self.ctx.models = dict(self.inputs.models) if "models" in self.inputs else {}
+        return "convergence" in self.inputs
+
+    def run_refinement(self) -> ToContext:
+        """Submit the refinement and, beside it, the explicit reference."""
+        inputs = self.exposed_inputs(WorkflowFactory("mimyria_wf.refinement"), namespace="refinement")
+        convergence = self.inputs.convergence.get_dict()
+        files = self.ctx.manifest.get_dict()["files"]
+        n_used = min(convergence.pop("trajectories"), len(files))
+        convergence["names"] = [entry["name"] for entry in files[:n_used]]
+        prediction = {**self.inputs.prediction.get_dict(), "stride": convergence.pop("stride")}
+        inputs = {
+            **inputs,
+            "code": self.inputs.code,
+            "trajectories": self.ctx.trajectories,
+            "manifest": self.ctx.manifest,
+            "convergence": orm.Dict(convergence),
+            "prediction": orm.Dict(prediction),
+            "spectra": self.inputs.spectra,
+        }
+        if self.ctx.models:
+            inputs["models"] = self.ctx.models
+        if "options" in self.inputs:
+            inputs["options"] = self.inputs.options
+        if "selection" in self.ctx:
+            inputs["training_snapshots"] = self.ctx.selection.outputs.training
+            inputs["test_snapshots"] = self.ctx.selection.outputs.test
+        children = {"refinement": self.submit_once("refinement", WorkflowFactory("mimyria_wf.refinement"), inputs)}
+        if "reference" in self.inputs:
+            children.update(self._submit_reference())
+        return ToContext(**children)
+
+    def _reference_entry(self) -> dict[str, Any]:
+        return self.ctx.manifest.get_dict()["files"][self.inputs.reference["trajectory"]]
+
+    def _submit_reference(self) -> dict[str, orm.ProcessNode]:
+        """Submit the labels along the reference trajectory in equal parts."""
+        reference = self.inputs.reference.get_dict()
+        entry = self._reference_entry()
+        n_frames = min(entry["n_frames"], reference.get("n_frames") or entry["n_frames"])
+        n_parts = reference["n_parts"]
+        children = {}
+        for part in range(n_parts):
+            flags = {**reference["flags"], "start": part * n_frames // n_parts, "stop": (part + 1) * n_frames // n_parts}
+            label = f"reference_{part:02d}"
+            inputs = {
+                "code": self.inputs.code,
+                "trajectories": {entry["folder"]: self.ctx.trajectories[entry["folder"]]},
+                "manifest": orm.Dict({"files": [entry]}),
+                "level_of_theory": orm.Dict(reference["level_of_theory"]),
+                "settings": orm.Dict(flags),
+                "metadata": job_metadata(self._options("labels")),
+            }
+            children[label] = self.submit_once(label, CalculationFactory("mimyria_wf.reference"), inputs)
+        return children
+
+    def inspect_refinement(self) -> ExitCode | None:
+        """Keep models and history."""
+        child = self.ctx.refinement
+        if not child.is_finished_ok:
+            return self.exit_codes.ERROR_REFINEMENT.format(detail=child.exit_message or child.process_state)
+        if "reference" in self.inputs:
+            for part in range(self.inputs.reference["n_parts"]):
+                job = self.ctx[f"reference_{part:02d}"]
+                if not job.is_finished_ok:
+                    return self.exit_codes.ERROR_REFERENCE.format(detail=job.exit_message or job.process_state)
+        self.ctx.models = dict(child.outputs.models)
+        self.out("models", self.ctx.models)
+        self.out("iterations", dict(child.outputs.iterations))
+        self.out("decision", child.outputs.decision)
+        if "labels" in child.outputs:
+            self.out("labels", dict(child.outputs.labels))
+        return None
+
+    def run_prediction(self) -> ToContext:
+        """Predict along all trajectories."""
+        inputs = {
+            "code": self.inputs.code,
+            "models": self.ctx.models,
+            "trajectories": self.ctx.trajectories,
+            "manifest": self.ctx.manifest,
+            "settings": self.inputs.prediction,
+            "metadata": job_metadata(self._options("prediction")),
+        }
+        return ToContext(prediction=self.submit_once("prediction", CalculationFactory("mimyria_wf.prediction"), inputs))
+
+    def inspect_prediction(self) -> ExitCode | None:
+        """Go on if it worked."""
+        child = self.ctx.prediction
+        if not child.is_finished_ok:
+            return self.exit_codes.ERROR_PREDICTION.format(detail=child.exit_message or child.process_state)
+        return None
+
+    def run_spectra(self) -> ToContext:
+        """Submit the final spectra and the comparison with the reference."""
+        common = {
+            "code": self.inputs.code,
+            "settings": self.inputs.spectra,
+            "metadata": job_metadata(self._options("spectra")),
+        }
+        names = [entry["name"] for entry in self.ctx.manifest.get_dict()["files"]]
+        remote = self.ctx.prediction.outputs.remote_folder
+        inputs = {**common, "derivatives": remote, "names": orm.List(names)}
+        children = {"spectra": self.submit_once("spectra", CalculationFactory("mimyria_wf.spectra"), inputs)}
+        if "reference" in self.inputs:
+            n_parts = self.inputs.reference["n_parts"]
+            parts = {f"part_{k:02d}": self.ctx[f"reference_{k:02d}"].outputs.remote_folder for k in range(n_parts)}
+            name = self._reference_entry()["name"]
+            inputs = {**common, "explicit": parts, "predicted": remote, "name": orm.Str(name)}
+            process = CalculationFactory("mimyria_wf.comparison")
+            children["comparison"] = self.submit_once("comparison", process, inputs)
+        return ToContext(**children)
+
+    def finish(self) -> ExitCode | None:
+        """Attach spectra."""
+        for label in ("spectra", "comparison"):
+            child = self.ctx.get(label)
+            if child is not None and not child.is_finished_ok:
+                return self.exit_codes.ERROR_SPECTRA.format(detail=child.exit_message or child.process_state)
+        self.out("summary", self.ctx.spectra.outputs.summary)
+        self.out("spectra", self.ctx.spectra.outputs.retrieved)
+        if "comparison" in self.ctx:
+            self.out("comparison", self.ctx.comparison.outputs.summary)
+            self.out("comparison_files", self.ctx.comparison.outputs.retrieved)
+        self.report("finished: see `mimyria-wf report`")
+        return None
+
+    def on_terminated(self) -> None:
+        """Remove work directories if asked to and all went well."""
+        super().on_terminated()
+        if "clean_workdir" not in self.inputs or not self.inputs.clean_workdir or not self.node.is_finished_ok:
+            return
+        for node in self.node.called_descendants:
+            if isinstance(node, orm.CalcJobNode) and "remote_folder" in node.outputs:
+                node.outputs.remote_folder._clean()
+
+    def _options(self, step: str) -> dict[str, Any]:
+        return self.inputs.options.get_dict().get(step, {}) if "options" in self.inputs else {}

@@ -1,0 +1,229 @@
+"""Grow the training set until the spectra no longer change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiida import orm
+from aiida.engine import ExitCode, ProcessSpec, ToContext, if_, while_
+from aiida.plugins import CalculationFactory, WorkflowFactory
+
+from mimyria_wf.calculators.assembly import decide, record_iteration
+from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata
+
+
+class RefinementWorkChain(WindowedWorkChain):
+    """Label, train, predict, compute spectra, decide: once for each training-set size until converged (Sec. 2.5, 3.2).
+
+    Labels made elsewhere come as ``training_labels`` and ``test_labels``; without them the snapshots are labelled by
+    :class:`~mimyria_wf.workchains.labels.LabelsWorkChain`.
+    """
+
+    @classmethod
+    def define(cls, spec: ProcessSpec) -> None:  # type: ignore[override]
+        """Declare inputs, outline and outputs."""
+        super().define(spec)
+        spec.input("code", valid_type=orm.AbstractCode, help="The console script mimyria-wf.")
+        spec.input_namespace("trajectories", valid_type=orm.RemoteData, dynamic=True)
+        spec.input("manifest", valid_type=orm.Dict)
+        spec.input("training_snapshots", valid_type=orm.SinglefileData, required=False, help="Nested training pool.")
+        spec.input("test_snapshots", valid_type=orm.SinglefileData, required=False)
+        spec.input("training_labels", valid_type=orm.SinglefileData, required=False, help="Given labels, nested.")
+        spec.input("test_labels", valid_type=orm.SinglefileData, required=False)
+        spec.input_namespace("models", valid_type=orm.SinglefileData, dynamic=True, required=False, help="Warm start.")
+        labels = WorkflowFactory("mimyria_wf.labels")
+        spec.expose_inputs(
+            labels,
+            namespace="labels",
+            exclude=("snapshots", "indices"),
+            namespace_options={"required": False, "populate_defaults": False},
+        )
+        spec.input("training", valid_type=orm.Dict, help="targets, sizes, preset, overrides, seed, threads, warm_start")
+        spec.input("convergence", valid_type=orm.Dict, help="r2, spectral_distance, n_stable, minimum_iterations, names")
+        spec.input("prediction", valid_type=orm.Dict, help="Flags of `mimyria-wf predict` during refinement.")
+        spec.input("spectra", valid_type=orm.Dict, help="Flags of `mimyria-wf spectra`.")
+        spec.input("options", valid_type=orm.Dict, required=False, help="training, prediction, spectra: options")
+        spec.outline(
+            cls.setup,
+            while_(cls.should_continue)(
+                if_(cls.needs_labels)(cls.run_labels, cls.inspect_labels),
+                cls.run_training,
+                cls.inspect_training,
+                cls.run_prediction,
+                cls.inspect_prediction,
+                cls.run_spectra,
+                cls.inspect_spectra,
+                cls.judge,
+            ),
+            cls.finish,
+        )
+        spec.output_namespace("models", valid_type=orm.SinglefileData, dynamic=True)
+        spec.output_namespace("iterations", valid_type=orm.Dict, dynamic=True, help="One record an iteration.")
+        spec.output_namespace("labels", valid_type=orm.SinglefileData, dynamic=True)
+        spec.output("decision", valid_type=orm.Dict)
+        spec.exit_code(420, "ERROR_LABELS", message="Labelling failed: {detail}")
+        spec.exit_code(421, "ERROR_TRAINING", message="Training failed: {detail}")
+        spec.exit_code(422, "ERROR_PREDICTION", message="Prediction failed: {detail}")
+        spec.exit_code(423, "ERROR_SPECTRA", message="The spectra failed: {detail}")
+
+    def setup(self) -> None:
+        """Start with no labels."""
+        self.ctx.iteration = 0
+        self.ctx.is_converged = False
+        self.ctx.training_labels = {}
+        self.ctx.records = {}
+        self.ctx.models = dict(self.inputs.models) if "models" in self.inputs else {}
+        self.ctx.decision = None
+        if "training_labels" in self.inputs:
+            self.ctx.test_labels = self.inputs.test_labels
+
+    @property
+    def _sizes(self) -> list[int]:
+        return self.inputs.training["sizes"]
+
+    def should_continue(self) -> bool:
+        """Is the last decision to go on, and are there snapshots left?"""
+        return not self.ctx.is_converged and self.ctx.iteration < len(self._sizes)
+
+    def needs_labels(self) -> bool:
+        """Are labels computed here?"""
+        return "training_labels" not in self.inputs
+
+    def run_labels(self) -> ToContext:
+        """Label what this size adds; the test set too, the first time."""
+        k = self.ctx.iteration
+        first = self._sizes[k - 1] if k else 0
+        children = {}
+        wanted = [(f"labels_{k:02d}", self.inputs.training_snapshots, list(range(first, self._sizes[k])))]
+        if k == 0:
+            n_test = self.inputs.training["test_size"]
+            wanted.append(("labels_test", self.inputs.test_snapshots, list(range(n_test))))
+        for label, snapshots, indices in wanted:
+            inputs = self.exposed_inputs(WorkflowFactory("mimyria_wf.labels"), namespace="labels")
+            inputs = {**inputs, "snapshots": snapshots, "indices": orm.List(indices)}
+            children[label] = self.submit_once(label, WorkflowFactory("mimyria_wf.labels"), inputs)
+        return ToContext(**children)
+
+    def inspect_labels(self) -> ExitCode | None:
+        """Keep the labels."""
+        k = self.ctx.iteration
+        for label in (f"labels_{k:02d}", *(["labels_test"] if k == 0 else [])):
+            child = self.ctx[label]
+            if not child.is_finished_ok:
+                return self.exit_codes.ERROR_LABELS.format(detail=child.exit_message or child.process_state)
+        self.ctx.training_labels[f"labels_{k:02d}"] = self.ctx[f"labels_{k:02d}"].outputs.labels
+        if k == 0:
+            self.ctx.test_labels = self.ctx.labels_test.outputs.labels
+        return None
+
+    def run_training(self) -> ToContext:
+        """Train all targets side by side."""
+        k = self.ctx.iteration
+        training = self.inputs.training.get_dict()
+        children = {}
+        for target in training["targets"]:
+            settings = {key: training.get(key) for key in ("preset", "seed", "threads")}
+            settings["set"] = training["overrides"].get(target) or None
+            inputs: dict[str, Any] = {
+                "code": self.inputs.code,
+                "target": orm.Str(target),
+                "test": self.ctx.test_labels,
+                "metadata": job_metadata(self._options("training")),
+            }
+            if "training_labels" in self.inputs:
+                inputs["training"] = {"given": self.inputs.training_labels}
+                settings["first"] = self._sizes[k]
+            else:
+                inputs["training"] = dict(self.ctx.training_labels)
+            inputs["settings"] = orm.Dict({key: value for key, value in settings.items() if value is not None})
+            if target in self.ctx.models and training.get("warm_start", True):
+                inputs["initial_model"] = self.ctx.models[target]
+            label = f"training_{target}_{k:02d}"
+            children[label] = self.submit_once(label, CalculationFactory("mimyria_wf.training"), inputs)
+        return ToContext(**children)
+
+    def inspect_training(self) -> ExitCode | None:
+        """Keep the models."""
+        scores = []
+        for target in self.inputs.training["targets"]:
+            child = self.ctx[f"training_{target}_{self.ctx.iteration:02d}"]
+            if not child.is_finished_ok:
+                return self.exit_codes.ERROR_TRAINING.format(detail=child.exit_message or child.process_state)
+            self.ctx.models[target] = child.outputs.model
+            scores.append(f"R2({target}) = {child.outputs.summary['r2']:.4f}")
+        self.report(f"iteration {self.ctx.iteration + 1}, {self._sizes[self.ctx.iteration]} snapshots: {', '.join(scores)}")
+        return None
+
+    def run_prediction(self) -> ToContext:
+        """Predict along the trajectories that the decision looks at."""
+        names = set(self.inputs.convergence["names"])
+        manifest = {"files": [e for e in self.inputs.manifest.get_dict()["files"] if e["name"] in names]}
+        folders = {entry["folder"] for entry in manifest["files"]}
+        inputs = {
+            "code": self.inputs.code,
+            "models": {target: self.ctx.models[target] for target in self.inputs.training["targets"]},
+            "trajectories": {key: node for key, node in self.inputs.trajectories.items() if key in folders},
+            "manifest": orm.Dict(manifest),
+            "settings": self.inputs.prediction,
+            "metadata": job_metadata(self._options("prediction")),
+        }
+        label = f"prediction_{self.ctx.iteration:02d}"
+        child = self.submit_once(label, CalculationFactory("mimyria_wf.prediction"), inputs)
+        return ToContext(**{label: child})
+
+    def inspect_prediction(self) -> ExitCode | None:
+        """Go on if it worked."""
+        child = self.ctx[f"prediction_{self.ctx.iteration:02d}"]
+        if not child.is_finished_ok:
+            return self.exit_codes.ERROR_PREDICTION.format(detail=child.exit_message or child.process_state)
+        return None
+
+    def run_spectra(self) -> ToContext:
+        """Compute spectra and compare them with those of the iteration before."""
+        k = self.ctx.iteration
+        inputs = {
+            "code": self.inputs.code,
+            "derivatives": self.ctx[f"prediction_{k:02d}"].outputs.remote_folder,
+            "names": orm.List(sorted(self.inputs.convergence["names"])),
+            "settings": self.inputs.spectra,
+            "metadata": job_metadata(self._options("spectra")),
+        }
+        if k:
+            inputs["previous"] = self.ctx[f"spectra_{k - 1:02d}"].outputs.remote_folder
+        label = f"spectra_{k:02d}"
+        return ToContext(**{label: self.submit_once(label, CalculationFactory("mimyria_wf.spectra"), inputs)})
+
+    def inspect_spectra(self) -> ExitCode | None:
+        """Go on if it worked."""
+        child = self.ctx[f"spectra_{self.ctx.iteration:02d}"]
+        if not child.is_finished_ok:
+            return self.exit_codes.ERROR_SPECTRA.format(detail=child.exit_message or child.process_state)
+        return None
+
+    def judge(self) -> None:
+        """Record the iteration and ask whether to stop."""
+        k = self.ctx.iteration
+        spectra = self.ctx[f"spectra_{k:02d}"]
+        metrics = {
+            f"metrics_{target}": self.ctx[f"training_{target}_{k:02d}"].outputs.summary
+            for target in self.inputs.training["targets"]
+        }
+        if "comparison" in spectra.outputs:
+            metrics["comparison"] = spectra.outputs.comparison
+        record = record_iteration(orm.Int(self._sizes[k]), **metrics)
+        self.ctx.records[f"iteration_{k:02d}"] = record
+        self.ctx.decision = decide(self.inputs.convergence, **self.ctx.records)
+        self.ctx.is_converged = self.ctx.decision["is_converged"]
+        self.report(f"iteration {k + 1}: {self.ctx.decision['reason']}")
+        self.ctx.iteration += 1
+
+    def finish(self) -> None:
+        """Attach models, labels and the history."""
+        self.out("models", {target: self.ctx.models[target] for target in self.inputs.training["targets"]})
+        self.out("iterations", dict(self.ctx.records))
+        self.out("decision", self.ctx.decision)
+        if self.ctx.training_labels:
+            self.out("labels", {**self.ctx.training_labels, "test": self.ctx.test_labels})
+
+    def _options(self, step: str) -> dict[str, Any]:
+        return self.inputs.options.get_dict().get(step, {}) if "options" in self.inputs else {}
