@@ -8,18 +8,14 @@ potentials, dispersion parameters and network weights against its own data direc
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms, units
-from ase.md.velocitydistribution import ZeroRotation
 from numpy.typing import ArrayLike, NDArray
 
 from mimyria_wf.errors import CampaignError
+from mimyria_wf.md import NveSettings, NvtSettings, without_rotation, without_translation
 from mimyria_wf.units import BOHR_PER_AU_TIME
-
-if TYPE_CHECKING:
-    from mimyria_wf.md import NveSettings, NvtSettings
 
 Array = NDArray[np.float64]
 
@@ -28,6 +24,9 @@ ZERO_FIELD = "0"
 
 LOOSEST_EPS_SCF = 1e-7
 """Above it a PGT is not usable: PGT_xx was off by 218 % at 1e-6, by 1.8 % at 1e-7 (PBE/SZV water, against 1e-8)."""
+
+_ROUNDED_VELOCITY = 1e-10 * BOHR_PER_AU_TIME
+"""Rounding of CP2K's velocity files (ten decimals in a0/au_t) [A/fs]."""
 
 _ALIASES = {
     "PROJECT": ("PROJECT", "PROJECT_NAME"),
@@ -522,7 +521,7 @@ def _kind_masses(template: Section, atoms: Atoms) -> Section:
 def render_md(
     template: str | Section,
     atoms: Atoms,
-    settings: "NvtSettings | NveSettings",
+    settings: NvtSettings | NveSettings,
     project: str,
     charge: int | None = None,
 ) -> str:
@@ -535,7 +534,7 @@ def render_md(
     Args:
         template: any single &FORCE_EVAL (NNP, DFT, force field), without &MOTION, cell and coordinates.
         atoms: the start [A], with momenta for NVE.
-        settings: :class:`~mimyria_wf.md.NvtSettings` or :class:`~mimyria_wf.md.NveSettings`.
+        settings: the run; as everywhere, steps 0, stride, ... below ``n_steps`` are stored.
         project: CP2K's project name.
         charge: total charge; default ``atoms.info["charge"]`` or 0.
 
@@ -552,19 +551,19 @@ def render_md(
         checked = atoms.copy()
         checked.info = dict(atoms.info) | ({} if charge is None else {"charge": charge})
         _check_dft(force_eval, checked)
-    from mimyria_wf.md import NvtSettings  # late: the reader of templates needs no MD engine
-
     is_nvt = isinstance(settings, NvtSettings)
     velocities = _start_velocities(atoms, settings)
     if velocities is None and not is_nvt:
         raise CampaignError("NVE in CP2K needs the velocities of the start; take it from a frame of an NVT run")
     md: list[Keyword | Section] = [
         Keyword("ENSEMBLE", "NVT" if is_nvt else "NVE"),
-        Keyword("STEPS", str(settings.n_steps)),
+        Keyword("STEPS", str(settings.last_step)),
         Keyword("TIMESTEP", f"{settings.timestep:.15g}"),
         Section("PRINT", "", (_each("ENERGY", settings.stride),)),
     ]
     if isinstance(settings, NvtSettings):
+        if settings.thermostat != "csvr":
+            raise CampaignError(f"CP2K runs NVT with the thermostat csvr (time_constant_fs), got {settings.thermostat}")
         if not 0 <= settings.seed < 2**31:
             raise CampaignError(f"seed must be between 0 and 2147483647 for CP2K, got {settings.seed}")
         template = template.with_keyword("GLOBAL/SEED", settings.seed)
@@ -593,22 +592,22 @@ def render_md(
     return write_input(replace(template, entries=(*template.entries, motion)))
 
 
-def _start_velocities(atoms: Atoms, settings: "NvtSettings | NveSettings") -> Array | None:
+def _start_velocities(atoms: Atoms, settings: NvtSettings | NveSettings) -> Array | None:
     """Return (n_atoms, 3) velocities of the start [a0/au_t], None where the structure has none.
 
     The centre of mass is brought to rest where it moves by more than the rounding of a velocity file, so that a frame
     written by CP2K comes back digit for digit.
     """
-    momenta = atoms.get_momenta()
-    if not momenta.any():
-        return None
-    if not np.isfinite(momenta).all():
+    velocities = atoms.get_velocities() * units.fs
+    if not np.isfinite(velocities).all():
         raise CampaignError("CP2K input: velocities must be finite, got NaN or infinity")
-    if getattr(settings, "remove_rotation", False) and not atoms.pbc.any():
-        turned = atoms.copy()
-        ZeroRotation(turned, preserve_temperature=False)
-        momenta = turned.get_momenta()
-    masses = atoms.get_masses()[:, None]
-    velocities = momenta / masses * units.fs / BOHR_PER_AU_TIME
-    drift = (masses * velocities).sum(axis=0) / masses.sum()
-    return np.asarray(velocities - drift if np.abs(drift).max() > 1e-9 else velocities)
+    if not velocities.any():
+        return None
+    masses = atoms.get_masses()
+    if np.abs(masses @ velocities / masses.sum()).max() > _ROUNDED_VELOCITY:
+        velocities = without_translation(velocities, masses)
+    if isinstance(settings, NveSettings) and settings.remove_rotation:
+        if atoms.pbc.any():
+            raise CampaignError("remove_rotation is for clusters: the structure is periodic")
+        velocities, _ = without_rotation(atoms.positions, velocities, masses)
+    return velocities / BOHR_PER_AU_TIME

@@ -138,7 +138,11 @@ def _echoed_field(text: str) -> tuple[float, float, float] | None:
 
 
 def read_run(text: str) -> Cp2kRun:
-    """Read CP2K's standard output; also of runs that were cut off or aborted."""
+    """Read CP2K's standard output; also of runs that were cut off or aborted.
+
+    CP2K appends to the file given with ``-o``: where a run was repeated in its directory, the last one counts.
+    """
+    text = text[max(text.rfind("PROGRAM STARTED AT"), 0) :]
     lines = text.splitlines()
     abort = next((i for i, line in enumerate(lines) if "[ABORT]" in line), None)
     warnings = []

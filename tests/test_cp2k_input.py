@@ -1,5 +1,7 @@
 """CP2K templates: parsing, fields by vector, refusals, MD."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -70,7 +72,14 @@ NNP = """
 &END FORCE_EVAL
 """
 NVT = NvtSettings(
-    temperature=300.0, timestep=0.5, n_steps=100, n_equilibration_steps=20, stride=10, friction=0.02, seed=7
+    temperature=300.0,
+    timestep=0.5,
+    n_steps=100,
+    n_equilibration_steps=20,
+    stride=10,
+    friction=0.02,
+    seed=7,
+    thermostat="csvr",
 )
 NVE = NveSettings(timestep=0.5, n_steps=100, stride=2, remove_rotation=False)
 
@@ -230,17 +239,17 @@ def test_unfit_label_templates_are_refused(water: Atoms, old: str, new: str, mes
 def test_unfit_structures_are_refused(water: Atoms, cluster: Atoms) -> None:
     with pytest.raises(CampaignError, match="POISSON/PERIODIC NONE"):
         check_label_template(DFT, cluster)
+    slab = water.copy()
+    slab.pbc = (True, True, False)
     with pytest.raises(CampaignError, match="all true or all false"):
-        slab = water.copy()
-        slab.pbc = (True, True, False)
         check_label_template(DFT, slab)
+    left = water.copy()
+    left.set_cell(water.cell.array[[1, 0, 2]])
     with pytest.raises(CampaignError, match="right-handed"):
-        left = water.copy()
-        left.set_cell(water.cell.array[[1, 0, 2]])
         check_label_template(DFT, left)
+    broken = water.copy()
+    broken.positions[0, 0] = np.nan
     with pytest.raises(CampaignError, match="must be finite"):
-        broken = water.copy()
-        broken.positions[0, 0] = np.nan
         check_label_template(DFT, broken)
     with pytest.raises(CampaignError, match="size of its box"):
         check_label_template(cluster_template(), molecule("H2O"))
@@ -279,6 +288,7 @@ def test_nvt_draws_velocities_from_temperature_and_seed(water: Atoms) -> None:
     assert parsed.keyword("GLOBAL/SEED") == "7"
     assert parsed.keyword("MOTION/MD/ENSEMBLE") == "NVT"
     assert parsed.keyword("MOTION/MD/TEMPERATURE") == "300"
+    assert parsed.keyword("MOTION/MD/STEPS") == "90"  # frames 0, 10 ... 90 lie below 100
     assert float(parsed.keyword("MOTION/MD/THERMOSTAT/CSVR/TIMECON") or 0) == 50.0
     assert parsed.section("FORCE_EVAL/SUBSYS/VELOCITY") is None
     for name in ("TRAJECTORY", "VELOCITIES"):
@@ -324,6 +334,11 @@ def test_md_refuses_what_it_cannot_do(water: Atoms) -> None:
         render_md(NNP + "&MOTION\n&END MOTION\n", water, NVT, "nvt")
     with pytest.raises(CampaignError, match="DFT/CHARGE is 0 but the structure's charge is 1"):
         render_md(DFT, water, NVT, "nvt", charge=1)
+    with pytest.raises(CampaignError, match="thermostat csvr"):
+        render_md(NNP, water, replace(NVT, thermostat="langevin"), "nvt")
+    water.set_velocities(np.eye(3))
+    with pytest.raises(CampaignError, match="remove_rotation is for clusters"):
+        render_md(NNP, water, replace(NVE, remove_rotation=True), "nve")
     water.set_velocities(np.full((3, 3), np.nan))
     with pytest.raises(CampaignError, match="velocities must be finite"):
         render_md(NNP, water, NVE, "nve")

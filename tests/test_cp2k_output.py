@@ -139,6 +139,13 @@ def test_an_abort_gives_its_message() -> None:
     assert not run.is_finished
 
 
+def test_the_last_run_of_an_appended_output_counts() -> None:
+    banner = "  **** **** ******  **  PROGRAM STARTED AT               2026-11-20 10:40:24.696\n"
+    assert read_run(banner + ABORT + banner + output()).is_finished
+    assert read_run(banner + output() + ABORT).aborted is not None
+    assert not read_run(banner + output() + banner).is_finished
+
+
 def test_warnings_are_kept() -> None:
     run = read_run("\n *** WARNING in qs_scf.F:601 :: SCF run NOT converged ***\n\n")
     assert run.warnings == ("WARNING in qs_scf.F:601 :: SCF run NOT converged",)

@@ -1,0 +1,208 @@
+"""Real CP2K runs: what is rendered runs, and what is read back is right."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.io import read
+
+from mimyria_wf.cp2k_input import render_field_set, render_md
+from mimyria_wf.cp2k_output import read_energies, read_field_runs, read_field_set, read_forces, read_run
+from mimyria_wf.finite_field import diagnostics, field_vectors, response_tensors
+from mimyria_wf.md import NveSettings, NvtSettings
+from mimyria_wf.trajectory import open_trajectory
+
+CP2K = os.environ.get("CP2K_EXECUTABLE") or shutil.which("cp2k.psmp") or shutil.which("cp2k")
+TEMPLATES = Path(__file__).parents[1] / "templates" / "cp2k"
+
+pytestmark = [pytest.mark.cp2k, pytest.mark.skipif(CP2K is None, reason="no cp2k.psmp in PATH or CP2K_EXECUTABLE")]
+
+
+def run(directory: Path, inputs: dict[str, str]) -> None:
+    """Run inputs one after the other, on one core."""
+    for name, text in inputs.items():
+        (directory / name).write_text(text)
+        command = [str(CP2K), "-i", name, "-o", name.replace(".inp", ".out")]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=directory, env=environment, capture_output=True, check=False, timeout=600)
+
+
+def small_water() -> Atoms:
+    """Return one molecule, in general position, in a triclinic box: a point takes seconds."""
+    atoms = molecule("H2O")
+    atoms.rotate(40, (1, 2, 3))
+    atoms.set_cell([[5.0, 0.0, 0.0], [0.6, 4.8, 0.0], [-0.4, 0.5, 5.2]])
+    atoms.pbc = True
+    return atoms
+
+
+def cheap(template: str) -> str:
+    """Return the template with a coarser grid: only consistency is asked of it here."""
+    return template.replace("CUTOFF 300", "CUTOFF 200").replace("REL_CUTOFF 60", "REL_CUTOFF 40")
+
+
+def eight_waters(reference_data: Path) -> Atoms:
+    atoms = read(reference_data / "cp2k_recorded" / "configuration.xyz")
+    assert isinstance(atoms, Atoms)
+    atoms.info = {}
+    atoms.set_cell([6.214817] * 3)
+    atoms.pbc = True
+    return atoms
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.inp")), ids=lambda path: path.stem)
+def test_templates_are_valid_input(path: Path, tmp_path: Path) -> None:
+    atoms = Atoms("SO4H2O", positions=np.arange(24.0).reshape(8, 3), cell=[30, 30, 30], pbc=True)
+    text = path.read_text()
+    if "METHOD NNP" in text:
+        nvt = NvtSettings(temperature=300, timestep=0.5, n_steps=10, friction=0.02, seed=1, thermostat="csvr")
+        inputs = {"md.inp": render_md(text, atoms, nvt, "md")}
+    else:
+        atoms = atoms[5:] if "water" in path.stem else atoms
+        atoms.info["charge"] = 0 if "water" in path.stem else -2
+        inputs = render_field_set(text, atoms, {"+x": np.array([1e-3, 0, 0])})
+    for name, rendered in inputs.items():
+        (tmp_path / name).write_text(rendered)
+        result = subprocess.run([str(CP2K), "-c", name], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert "SUCCESS, the input could be parsed correctly." in result.stdout, result.stdout[-2000:]
+
+
+@pytest.mark.slow
+def test_a_full_field_set_obeys_the_sum_rules(tmp_path: Path) -> None:
+    vectors = field_vectors(1e-3, ["apt", "pgt"])
+    run(tmp_path, render_field_set(cheap((TEMPLATES / "water_pbe_szv.inp").read_text()), small_water(), vectors))
+    forces, problems = read_field_set(tmp_path, vectors)
+    assert problems == [""] * 13
+    fields = np.array(list(vectors.values()))
+    tensors = response_tensors(fields, forces)
+    assert tensors.apt is not None
+    assert tensors.pgt is not None
+    # The egg-box effect of a coarse grid breaks the sum rules by this much; a wrong sign or length does by far more.
+    np.testing.assert_allclose(tensors.apt.sum(axis=0), 0.0, atol=0.02)
+    np.testing.assert_allclose(tensors.pgt.sum(axis=0), 0.0, atol=0.2)
+    assert np.trace(tensors.apt[0]) / 3 < -0.4
+    # Mixed points determine the APT again; they would differ by 30 % if their length were taken for h.
+    mixed = {n: v for n, v in zip(vectors, range(13)) if n in ("0", "+x+y", "-x-y", "+x+z", "-x-z", "+y+z", "-y-z")}
+    again = response_tensors(fields[list(mixed.values())], forces[list(mixed.values())]).apt
+    np.testing.assert_allclose(again, tensors.apt, atol=1e-3)
+    assert diagnostics(fields, forces, 0) is not None
+    runs = read_field_runs(tmp_path, vectors)
+    steps = [r.n_scf_steps for r in runs.values() if r is not None and r.n_scf_steps is not None]
+    assert len(steps) == 13
+    assert max(steps[1:]) < steps[0]  # field points start from the zero-field wavefunction
+
+
+@pytest.mark.slow
+@pytest.mark.reference_data
+def test_recorded_forces_are_reproduced(tmp_path: Path, reference_data: Path) -> None:
+    """One column of the APT of 8 H2O, from our own input, against the recorded one."""
+    vectors = {name: v for name, v in field_vectors(5e-4, ["pgt"]).items() if name in ("0", "+x", "-x")}
+    template = (TEMPLATES / "water_pbe_szv.inp").read_text()
+    run(tmp_path, render_field_set(template, eight_waters(reference_data), vectors))
+    forces, problems = read_field_set(tmp_path, vectors)
+    assert problems == [""] * 3
+    folder = reference_data / "cp2k_recorded" / "field_points"
+    recorded = np.array([read_forces((folder / f"{name}-frc.dat").read_text()) for name in ("z", "px", "mx")])
+    # EPS_SCF 1e-8 leaves 1e-8 E_h/a0 between builds of CP2K; the same build gives the same digits.
+    np.testing.assert_allclose(forces, recorded, rtol=0, atol=2e-8)
+    column = (forces[1] - forces[2]) / 1e-3
+    np.testing.assert_allclose(column[1], [0.44229, -0.10645, -0.05557], atol=5e-5)
+
+
+XTB = """
+&FORCE_EVAL
+  METHOD Quickstep
+  &DFT
+    &POISSON
+      PERIODIC NONE
+      PSOLVER MT
+    &END POISSON
+    &QS
+      METHOD XTB
+      EPS_DEFAULT 1e-14
+      &XTB
+        DO_EWALD F
+        CHECK_ATOMIC_CHARGES F
+      &END XTB
+    &END QS
+    &SCF
+      EPS_SCF 1e-9
+      SCF_GUESS MOPAC
+      MAX_SCF 100
+      &OT
+        PRECONDITIONER FULL_SINGLE_INVERSE
+        MINIMIZER DIIS
+      &END OT
+    &END SCF
+  &END DFT
+&END FORCE_EVAL
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_in_a_field_is_independent_of_its_place(tmp_path: Path) -> None:
+    vectors = field_vectors(1e-3, ["apt"])
+    apts = []
+    for shift in (0.0, 0.37):
+        atoms = molecule("H2O")
+        atoms.set_cell([10.0, 10.0, 10.0])
+        atoms.positions += shift
+        directory = tmp_path / f"shift{shift}"
+        directory.mkdir()
+        run(directory, render_field_set(XTB, atoms, vectors))
+        forces, problems = read_field_set(directory, vectors)
+        assert problems == [""] * 6
+        apts.append(response_tensors(np.array(list(vectors.values())), forces).apt)
+    np.testing.assert_allclose(apts[0], apts[1], atol=1e-5)
+    np.testing.assert_allclose(apts[0].sum(axis=0), 0.0, atol=1e-5)
+    assert apts[0][0].trace() < 0 < apts[0][1].trace()
+
+
+@pytest.mark.slow
+def test_failures_are_named(tmp_path: Path) -> None:
+    template = cheap((TEMPLATES / "water_pbe_szv.inp").read_text())
+    vectors = {"0": np.zeros(3)}
+    run(tmp_path, render_field_set(template.replace("BASIS_SET SZV", "BASIS_SET NOSUCH"), small_water(), vectors))
+    _, problems = read_field_set(tmp_path, vectors)
+    assert "CP2K aborted: The requested basis set <NOSUCH-MOLOPT-SR-GTH> for element <O>" in problems[0]
+    # CP2K appends to its output: the second run, in the same directory, must be the one that is read.
+    stopped = template.replace("MAX_SCF 40", "MAX_SCF 2").replace("MAX_SCF 20", "MAX_SCF 2")
+    run(tmp_path, render_field_set(stopped, small_water(), vectors))
+    forces, problems = read_field_set(tmp_path, vectors, n_atoms=3)
+    assert "SCF did not converge" in problems[0] or "CP2K aborted: SCF" in problems[0]
+    assert np.isnan(forces).all()
+
+
+@pytest.mark.slow
+@pytest.mark.reference_data
+def test_nve_starts_exactly_from_an_nvt_frame(tmp_path: Path, reference_data: Path) -> None:
+    template = (TEMPLATES / "water_nnp.inp").read_text()
+    atoms = eight_waters(reference_data)
+    nvt = NvtSettings(temperature=300, timestep=0.5, n_steps=51, stride=10, friction=0.02, seed=11, thermostat="csvr")
+    run(tmp_path, {"nvt.inp": render_md(template, atoms, nvt, "nvt")})
+    run(tmp_path, {"again.inp": render_md(template, atoms, nvt, "again")})
+    run(tmp_path, {"other.inp": render_md(template, atoms, replace(nvt, seed=12), "other")})
+    positions = {p: (tmp_path / f"{p}-pos-1.xyz").read_text() for p in ("nvt", "again", "other")}
+    assert positions["again"] == positions["nvt"] != positions["other"]
+
+    source = open_trajectory(tmp_path / "nvt-pos-1.xyz", cell=atoms.cell.array, pbc=True).read()
+    assert source.positions.shape == (6, 24, 3)
+    nve = NveSettings(timestep=0.5, n_steps=100, stride=2)
+    run(tmp_path, {"nve.inp": render_md(template, source.atoms(5), nve, "nve")})
+    result = open_trajectory(tmp_path / "nve-pos-1.xyz", cell=atoms.cell.array, pbc=True).read()
+    assert result.timestep == pytest.approx(1.0)
+    np.testing.assert_array_equal(result.positions[0], source.positions[5])
+    assert result.velocities is not None
+    assert source.velocities is not None
+    np.testing.assert_array_equal(result.velocities[0], source.velocities[5])
+    energies = {p: read_energies((tmp_path / f"{p}-1.ener").read_text()) for p in ("nvt", "nve")}
+    assert energies["nve"].step.tolist() == list(range(0, 99, 2))
+    assert energies["nve"].potential_energy[0] == pytest.approx(energies["nvt"].potential_energy[-1], abs=1e-8)
+    assert np.ptp(energies["nve"].conserved) < 2e-3 * 24  # 0.5 fs Verlet: a small fraction of kT per atom
+    assert read_run((tmp_path / "nve.out").read_text()).is_finished
