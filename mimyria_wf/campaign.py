@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 from pydantic import (
@@ -34,6 +34,14 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from mimyria_wf.errors import CampaignError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from mimyria_wf.frames import TrajectoryReader
+    from mimyria_wf.md import NveSettings, NvtSettings
+    from mimyria_wf.presets import NetworkSettings, TrainingSettings
+    from mimyria_wf.spectrum import SpectrumSettings
 
 KeyPath = tuple[str | int, ...]
 
@@ -54,7 +62,15 @@ RUNS_ONLY: dict[str, Any] = {"runs_only": True}
 FILE: dict[str, Any] = {"file": True}
 """Marks a field that holds a path (or a list of them), relative to the campaign file."""
 
-TBLITE_METHODS = ("GFN1-xTB", "GFN2-xTB", "IPEA1-xTB")
+RESOURCES = (
+    "num_machines",
+    "num_mpiprocs_per_machine",
+    "num_cores_per_machine",
+    "num_cores_per_mpiproc",
+    "tot_num_mpiprocs",
+    "parallel_env",
+)
+"""Keys of AiiDA's scheduler resources."""
 DEFAULT_FIELD_STEPS: Mapping[str, float] = {"tblite": 1e-3, "cp2k": 5e-4}
 """Field steps [E_h/(e a0)]: on the plateau for tblite; the paper's for CP2K."""
 DEFAULT_SNAPSHOTS_PER_JOB: Mapping[str, int] = {"tblite": 20, "cp2k": 1}
@@ -162,6 +178,12 @@ def _cell(value: Any) -> Any:
             "check the lengths and the order of the cell vectors; leave the cell out for a cluster",
         )
     return tuple(tuple(float(x) for x in r) for r in rows)
+
+
+def _angles(cell: np.ndarray) -> np.ndarray:
+    """Return alpha, beta, gamma of cell vectors [degrees]."""
+    a, b, c = cell / np.linalg.norm(cell, axis=1)[:, None]
+    return np.degrees(np.arccos([b @ c, a @ c, a @ b]))
 
 
 def _pbc(value: Any) -> Any:
@@ -328,7 +350,8 @@ class Sampling(Section):
     calculator: CalculatorSection | None = Field(None, description="`engine: ase`: the ASE calculator.")
     template: Text | None = Field(
         None,
-        description="`engine: cp2k`: CP2K input with a FORCE_EVAL, without coordinates, cell and MOTION.",
+        description="`engine: cp2k`: CP2K input with a FORCE_EVAL, without coordinates, cell and MOTION; a file or the "
+        "name of one of the package's templates (`water_nnp.inp`).",
         json_schema_extra=FILE,
     )
     files: tuple[Text, ...] = Field(
@@ -424,13 +447,32 @@ class Sampling(Section):
 
     @property
     def friction(self) -> float:
-        """Friction of the Langevin thermostat [1/fs]."""
-        return (10.0 if self.nvt.friction_per_ps is None else self.nvt.friction_per_ps) / 1000
+        """Friction of the thermostat [1/fs]: Langevin's, or the inverse time constant of CSVR."""
+        if self.engine == "ase":
+            return (self.nvt.friction_per_ps or 10.0) / 1000
+        return 1 / (self.nvt.time_constant_fs or 50.0)
 
-    @property
-    def time_constant(self) -> float:
-        """Time constant of the CSVR thermostat [fs]."""
-        return 50.0 if self.nvt.time_constant_fs is None else self.nvt.time_constant_fs
+    def nvt_settings(self, seed: int) -> "NvtSettings":
+        """Return the settings of the NVT run."""
+        from mimyria_wf.md import NvtSettings
+
+        return NvtSettings(
+            temperature=self.temperature,
+            timestep=self.timestep,
+            n_steps=self.n_nvt_steps,
+            n_equilibration_steps=self.n_nvt_equilibration_steps,
+            stride=self.nvt.stride,
+            friction=self.friction,
+            seed=seed,
+            thermostat="langevin" if self.engine == "ase" else "csvr",
+        )
+
+    def nve_settings(self, is_periodic: bool) -> "NveSettings":
+        """Return the settings of an NVE run; a cluster does not rotate unless the campaign says so."""
+        from mimyria_wf.md import NveSettings
+
+        remove_rotation = not is_periodic if self.nve.remove_rotation is None else self.nve.remove_rotation
+        return NveSettings(self.timestep, self.n_nve_steps, self.nve.stride, remove_rotation)
 
 
 def steps(length_ps: float, timestep_fs: float) -> int:
@@ -480,7 +522,8 @@ class Labels(Section):
     )
     template: Text | None = Field(
         None,
-        description="`engine: cp2k`: CP2K input with the FORCE_EVAL of your level of theory, no coordinates, no field.",
+        description="`engine: cp2k`: CP2K input with the FORCE_EVAL of your level of theory, no coordinates, no field; "
+        "a file, or the name of one of the package's templates (`water_pbe_szv.inp`).",
         json_schema_extra=FILE,
     )
     files: tuple[Text, ...] = Field(
@@ -583,6 +626,16 @@ class Training(Section):
         shared = {key: value for key, value in self.overrides.items() if key not in get_args(Target)}
         return {**shared, **(self.overrides.get(target) or {})}
 
+    def settings_for(self, target: str, seed: int) -> "tuple[NetworkSettings, TrainingSettings]":
+        """Return network and training settings of a target: the preset with its overrides, this seed, these threads.
+
+        Raises:
+            ModelError: an override is unknown or does not fit.
+        """
+        from mimyria_wf.presets import resolve
+
+        return resolve(self.preset, target, {**self.overrides_for(target), "seed": seed, "threads": self.threads})
+
 
 class Models(Section):
     """Networks made elsewhere."""
@@ -625,7 +678,7 @@ class Prediction(Section):
 class Spectra(Section):
     """Correlation functions and spectra."""
 
-    window: Literal["hann"] = Field("hann", description="Window on the correlation functions.")
+    window: Literal["hann", "boxcar"] = Field("hann", description="Window on the correlation functions.")
     window_fs: Positive = Field(500.0, description="Length of the window: the longest correlation time that counts.")
     estimator: Literal["unbiased", "biased"] = Field("unbiased", description="Estimator of the correlation functions.")
     upper_wavenumber_per_cm: Positive = Field(4500.0, description="End of the wavenumber axis.")
@@ -659,6 +712,18 @@ class Computer(Section):
     prepend_text: str = Field("", description="Lines before the command, e.g. `module load cp2k`.")
     withmpi: Bool = Field(False, description="Run under MPI.")
 
+    @field_validator("resources")
+    @classmethod
+    def _known_resources(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, number in value.items():
+            if key not in RESOURCES:
+                close = suggestion(key, RESOURCES)
+                remedy = f"did you mean {close}?" if close else f"known keys are {', '.join(RESOURCES)}"
+                raise _wrong(key, "is not a scheduler resource", remedy)
+            if key != "parallel_env" and not (_is_number(number) and isinstance(number, int) and number > 0):
+                raise _wrong(key, f"must be a whole number of at least 1, got {_found(number)}", "correct the value")
+        return value
+
     @field_validator("code")
     @classmethod
     def _names_a_computer(cls, value: str) -> str:
@@ -667,6 +732,22 @@ class Computer(Section):
                 "", f"must be LABEL@COMPUTER, got {_found(value)}", "see `verdi code list`; e.g. cp2k@localhost"
             )
         return value
+
+    @property
+    def n_cores(self) -> int:
+        """Cores that a job occupies, as far as its resources say so."""
+        machines = self.resources.get("num_machines", 1)
+        if "tot_num_mpiprocs" in self.resources:
+            n_processes = self.resources["tot_num_mpiprocs"]
+        else:
+            n_processes = machines * self.resources.get("num_mpiprocs_per_machine", 1)
+        n_threads = self.resources.get("num_cores_per_mpiproc", 1)
+        return int(max(n_processes * n_threads, machines * self.resources.get("num_cores_per_machine", 1)))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the computer is called localhost, so that what is installed here is what runs."""
+        return self.code.split("@")[1] == "localhost"
 
     def options(self) -> dict[str, Any]:
         """Return the dictionary for ``metadata.options`` of a CalcJob."""
@@ -853,9 +934,104 @@ class Campaign(Section):
         }
         return self.computers.cp2k if engines.get(step) == "cp2k" else self.computers.mimyria
 
+    def spectrum_settings(self) -> "SpectrumSettings":
+        """Return the settings of the spectra."""
+        from mimyria_wf.spectrum import SpectrumSettings
+
+        return SpectrumSettings(
+            window=self.spectra.window,
+            window_length=self.spectra.window_fs,
+            estimator=self.spectra.estimator,
+            upper_wavenumber=self.spectra.upper_wavenumber_per_cm,
+            temperature=self.spectra.temperature_K,
+            seed=self.seed,
+        )
+
     def path(self, value: str) -> Path:
-        """Return the absolute path of a path in the file, which is relative to the file's folder."""
-        return (self.directory / Path(value).expanduser()).absolute()
+        """Return the absolute path of a path in the file.
+
+        It is relative to the file's folder. A bare name that is not there may be one of the package's CP2K templates.
+        """
+        path = (self.directory / Path(value).expanduser()).absolute()
+        own = Path(__file__).parent / "templates" / "cp2k" / value
+        return own if not path.exists() and Path(value).name == value and own.is_file() else path
+
+    def atoms(self) -> "Atoms":
+        """Return the start structure with the campaign's cell, boundaries, charge and multiplicity (in ``info``).
+
+        Raises:
+            CampaignFileError: the file is missing, unreadable, or does not fit the cell given in the campaign.
+        """
+        from ase.io import read
+
+        here: KeyPath = ("system", "structure")
+        if self.system.structure is None:
+            raise CampaignFileError([self.problem(here, "is missing", "add structure: FILE")])
+        path = self.path(self.system.structure)
+        try:
+            frames = read(path, index=":")
+        except Exception as error:  # noqa: BLE001 - ASE's readers raise whatever their parsing runs into
+            reason = (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__
+            problem = self.problem(
+                here, f"must name a structure that ASE reads, {path.name}: {reason}", "check the file"
+            )
+            raise CampaignFileError([problem]) from None
+        frames = frames if isinstance(frames, list) else [frames]
+        if len(frames) != 1 or len(frames[0]) == 0:
+            found = f"{len(frames)} frames" if len(frames) != 1 else "no atoms"
+            raise CampaignFileError(
+                [self.problem(here, f"must hold one structure, {path.name} has {found}", "keep one frame in it")]
+            )
+        atoms = frames[0]
+        atoms.calc = None
+        self._set_cell(atoms)
+        atoms.info = {"charge": self.system.charge, "multiplicity": self.system.multiplicity}
+        return atoms
+
+    def _set_cell(self, atoms: "Atoms") -> None:
+        cell, stored = self.system.cell, atoms.cell.array.copy()
+        if cell is not None:
+            key: KeyPath = ("system", "cell_A" if self.system.cell_A is not None else "cell_A_deg")
+            has_cell = atoms.cell.rank == 3
+            same_lengths = has_cell and np.allclose(np.linalg.norm(cell, axis=1), atoms.cell.lengths(), rtol=1e-3)
+            if same_lengths and not np.allclose(atoms.cell.angles(), _angles(cell), atol=0.1):
+                found = ", ".join(f"{angle:.4g}" for angle in atoms.cell.angles())
+                raise CampaignFileError(
+                    [
+                        self.problem(
+                            key,
+                            f"has right angles or other ones than the structure file ({found} degrees)",
+                            "give cell_A_deg: [a, b, c, alpha, beta, gamma], or leave the cell to the structure file",
+                        )
+                    ]
+                )
+            atoms.set_cell(cell)
+        if self.system.pbc is not None:
+            atoms.pbc = self.system.pbc
+        elif cell is not None:
+            atoms.pbc = True
+        if atoms.pbc.any() and atoms.cell.rank < 3:
+            found = "none" if not stored.any() else f"{stored.tolist()}"
+            raise CampaignFileError(
+                [
+                    self.problem(
+                        ("system", "pbc"), f"is true but there is no cell, got {found}", "add system.cell_A: [a, b, c]"
+                    )
+                ]
+            )
+
+    def reader(self, path: Path, entry: TrajectoryFile) -> "TrajectoryReader":
+        """Open one of :meth:`trajectory_files`.
+
+        Raises:
+            TrajectoryError: one line that names the file and the remedy.
+        """
+        from mimyria_wf.trajectory import open_trajectory
+
+        velocities = self.path(entry.velocities) if entry.velocities else None
+        return open_trajectory(
+            path, velocities=velocities, timestep=entry.timestep_fs, cell=self.system.cell, pbc=self.system.pbc
+        )
 
     def trajectory_files(self) -> tuple[tuple[Path, TrajectoryFile], ...]:
         """Return every given trajectory by its path, patterns resolved and sorted; those not found are left out."""

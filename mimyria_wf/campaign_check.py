@@ -1,0 +1,974 @@
+"""All that can be known of a campaign before anything is submitted, without AiiDA.
+
+:func:`check_campaign` reads the files that the campaign names and holds them against each other and against physics:
+sampling theorem, parity of the electrons, cutoff against cell, fields against engines. Errors stop a campaign; warnings
+name what will run and may disappoint. Both are one line each, with file, line and remedy. The estimate counts steps,
+field points, jobs and core hours.
+"""
+
+import difflib
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.geometry import complete_cell
+
+from mimyria_wf.campaign import Campaign, CampaignFileError, KeyPath, Problem, suggestion
+from mimyria_wf.errors import CampaignError, EngineError, LabelError, MimyriaError, ModelError
+from mimyria_wf.frames import TrajectoryReader, kinetic_energies
+from mimyria_wf.units import BOLTZMANN_EV, HARTREE_PER_BOHR, WAVENUMBER
+
+TBLITE_SECONDS_PER_POINT = 2.5e-3
+"""One field point of 18 atoms with GFN2-xTB on one core [s]; grows about with the square of the atoms."""
+TBLITE_SECONDS_PER_STEP = 2.2e-3
+"""One MD step of 18 atoms with GFN2-xTB on one core [s]; grows about with the square of the atoms."""
+TBLITE_ATOMS = 18
+NNP_SECONDS_PER_ATOM_AND_STEP = 5.7e-4
+"""One MD step of CP2K's committee of eight networks on one core [s]; 0.11 s for 64 H2O."""
+
+TBLITE_LARGEST_NUMBER = 86
+HYDROGEN_TIMESTEP = 1.0
+"""Longest MD step that integrates X-H stretches well [fs]."""
+HYDROGEN_STABLE_TIMESTEP = 2.5
+"""Verlet integration of a 3700 cm^-1 vibration (period 9 fs) is unstable beyond 9/pi fs = 2.9 fs."""
+SPLINE_TIME = 4.0
+"""Longest time between predicted tensors that a spline bridges [fs]: 4 fs moved spectra by 1e-3 (IR), 6e-3 (iso)."""
+FIELD_STEPS = (1e-5, 1e-2)
+"""Field steps outside give noise or higher orders instead of tensors [E_h/(e a0)]."""
+USUAL_FIELD_STEPS = (2e-4, 3e-3)
+POTENTIAL_DROP = 1.0
+"""Largest field step times cell length that passes without a word [eV]; an insulator needs a gap well above it."""
+WHOLE_SCAN = 5e8
+"""Trajectories up to this size in all are read whole [bytes]; of larger ones some frames."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a campaign costs at most, if no iteration stops it early.
+
+    Attributes:
+        n_atoms: in the system.
+        n_md_steps: NVT and all NVE runs.
+        n_frames: stored NVE frames of all trajectories.
+        n_label_snapshots: snapshots to label: largest training set, test set and reference trajectory.
+        points_per_snapshot: 13 with the PGT; 7 for the APT alone, the point without a field included.
+        n_label_points: single-point calculations.
+        jobs: number of jobs of each step.
+        core_hours: of each step; None where nothing is known before the first job.
+        notes: where the numbers come from.
+    """
+
+    n_atoms: int = 0
+    n_md_steps: int = 0
+    n_frames: int = 0
+    n_label_snapshots: int = 0
+    points_per_snapshot: int = 0
+    n_label_points: int = 0
+    jobs: dict[str, int] = field(default_factory=dict)
+    core_hours: dict[str, float | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_jobs(self) -> int:
+        """Jobs in all."""
+        return sum(self.jobs.values())
+
+    def lines(self) -> list[str]:
+        """Return the estimate as lines of text."""
+        text = [
+            f"MD: {self.n_md_steps} steps, {self.n_frames} stored frames of {self.n_atoms} atoms",
+            f"labels: at most {self.n_label_snapshots} snapshots x {self.points_per_snapshot} field points "
+            f"= {self.n_label_points} calculations",
+            f"jobs: at most {self.n_jobs} ({', '.join(f'{step} {n}' for step, n in self.jobs.items())})",
+        ]
+        for step, hours in self.core_hours.items():
+            known = "unknown until the first job" if hours is None else f"about {_two_digits(hours)} core hours"
+            text.append(f"{step}: {known}")
+        return text + list(self.notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**asdict(self), "notes": list(self.notes), "n_jobs": self.n_jobs}
+
+
+@dataclass(frozen=True)
+class CampaignReport:
+    """Outcome of :func:`check_campaign`: ``is_valid`` if there is no error."""
+
+    errors: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+    estimate: Estimate
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the campaign may be submitted."""
+        return not self.errors
+
+    def raise_errors(self) -> None:
+        """Raise :class:`~mimyria_wf.campaign.CampaignFileError` with all errors, if there are any."""
+        if self.errors:
+            raise CampaignFileError(self.errors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "is_valid": self.is_valid,
+            "errors": [str(problem) for problem in self.errors],
+            "warnings": [str(problem) for problem in self.warnings],
+            "estimate": self.estimate.to_dict(),
+        }
+
+
+def check_campaign(campaign: Campaign, progress: Callable[[int, int, str], None] | None = None) -> CampaignReport:
+    """Check a campaign against its files and against physics, and estimate its cost.
+
+    Args:
+        campaign: from :func:`~mimyria_wf.campaign.load_campaign`.
+        progress: called with what is being read.
+    """
+    return _Check(campaign, progress or (lambda done, total, what: None)).report()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is known of one trajectory, given or to be computed."""
+
+    name: str
+    n_frames: int
+    timestep: float  # between stored frames [fs]
+    key_path: KeyPath
+
+
+class _Check:
+    def __init__(self, campaign: Campaign, progress: Callable[[int, int, str], None]):
+        self.campaign = campaign
+        self.progress = progress
+        self.errors: list[Problem] = []
+        self.warnings: list[Problem] = []
+
+    def report(self) -> CampaignReport:
+        """Run every check whose premises hold."""
+        self._files()
+        atoms = self._atoms()
+        runs = self._runs(atoms)
+        if atoms is not None:
+            self._system(atoms)
+            self._sampling(atoms)
+            self._labels(atoms)
+            self._given_labels(atoms)
+            self._models(atoms)
+        self._training(atoms)
+        self._snapshots(runs)
+        self._spectra(atoms, runs)
+        self._convergence(runs)
+        self._computers()
+        unique = dict.fromkeys
+        return CampaignReport(
+            tuple(sorted(unique(self.errors), key=lambda p: p.line or 0)),
+            tuple(sorted(unique(self.warnings), key=lambda p: p.line or 0)),
+            estimate_cost(self.campaign, len(atoms) if atoms is not None else 0, [run.n_frames for run in runs]),
+        )
+
+    def error(self, key_path: KeyPath, statement: str, remedy: str) -> None:
+        self.errors.append(self.campaign.problem(key_path, statement, remedy))
+
+    def warn(self, key_path: KeyPath, statement: str, remedy: str) -> None:
+        self.warnings.append(self.campaign.problem(key_path, statement, remedy))
+
+    @contextmanager
+    def _reporting(self, key_path: KeyPath, prefix: str = "is refused") -> Iterator[None]:
+        """Turn an error of the core into a line of the campaign file."""
+        try:
+            yield
+        except CampaignFileError as error:
+            self.errors += error.problems
+        except MimyriaError as error:
+            statement, _, remedy = str(error).partition("; ")
+            self.error(key_path, f"{prefix}, {statement}", remedy)
+
+    def _files(self) -> None:
+        """Every path names a readable file; files that are copied have different names."""
+        for key_path, value in self.campaign.named_files():
+            path = self.campaign.path(value)
+            if not self.campaign.matches(value):
+                self.error(key_path, f"must name an existing file, {value} does not exist", _nearest_file(path))
+            elif path.is_dir() and "files" not in key_path:
+                self.error(key_path, f"must name a file, {value} is a folder", "name the file in it")
+        for section, owner in (("sampling", self.campaign.sampling), ("labels", self.campaign.labels)):
+            names = [Path(value).name for value in (owner.files if owner is not None else ())]
+            for name in sorted({name for name in names if names.count(name) > 1}):
+                self.error(
+                    (section, "files"), f"must have different file names, {name} is there twice", "rename one of them"
+                )
+
+    def _exists(self, value: str | None) -> bool:
+        return value is not None and any(path.is_file() for path in self.campaign.matches(value))
+
+    def _atoms(self) -> Atoms | None:
+        """Return the start structure, or the first frame of the first trajectory."""
+        if self.campaign.sampling is not None:
+            if not self._exists(self.campaign.system.structure):
+                return None
+            with self._reporting(("system", "structure")):
+                return self.campaign.atoms()
+            return None
+        for path, entry in self.campaign.trajectory_files():
+            try:
+                atoms = self.campaign.reader(path, entry).atoms(0)
+            except MimyriaError:
+                continue  # reported with the trajectory
+            atoms.info.update(charge=self.campaign.system.charge, multiplicity=self.campaign.system.multiplicity)
+            return atoms
+        return None
+
+    def _runs(self, atoms: Atoms | None) -> list[_Run]:
+        sampling = self.campaign.sampling
+        if sampling is not None:
+            key_path: KeyPath = ("sampling", "nve", "length_ps")
+            return [
+                _Run(f"nve-{i:03d}", sampling.n_nve_frames, sampling.frame_timestep, key_path)
+                for i in range(sampling.nve.n_trajectories)
+            ]
+        return self._given_trajectories(atoms)
+
+    def _given_trajectories(self, atoms: Atoms | None) -> list[_Run]:
+        """Open all trajectories, scan them for values that are not finite, compare them with each other."""
+        entries = list(self.campaign.trajectories or ())
+        files = self.campaign.trajectory_files()
+        total_size = sum(path.stat().st_size for path, _ in files)
+        runs: list[_Run] = []
+        first: TrajectoryReader | None = None
+        for i, (path, entry) in enumerate(files):
+            self.progress(i, len(files), f"reading {path.name}")
+            key_path: KeyPath = ("trajectories", entries.index(entry))
+            with self._reporting(key_path):
+                reader = self.campaign.reader(path, entry)
+                reader.require_velocities()
+                self._scan(reader, key_path, is_whole=total_size <= WHOLE_SCAN)
+                first = first or reader
+                self._same_system(first, reader, key_path)
+                runs.append(_Run(reader.name, reader.n_frames, reader.timestep, key_path))
+        names = [run.name for run in runs]
+        for run in runs:
+            if names.count(run.name) > 1 and names.index(run.name) == runs.index(run):
+                self.warn(
+                    run.key_path, f"holds {names.count(run.name)} trajectories called {run.name}", "rename the files"
+                )
+        if total_size > WHOLE_SCAN and files:
+            self.warn(
+                ("trajectories",),
+                f"hold {total_size / 1e9:.3g} GB, of which 20 frames a file were looked at for NaN",
+                "nothing to do: the rest is checked when it is used",
+            )
+        return runs
+
+    def _scan(self, reader: TrajectoryReader, key_path: KeyPath, is_whole: bool) -> None:
+        energies: list[np.ndarray] = []
+        if is_whole:
+            pieces = (chunk for _, chunk in reader.chunks(max(1, 2_000_000 // max(reader.n_atoms, 1))))
+        else:
+            frames = sorted({int(k) for k in np.linspace(0, reader.n_frames - 1, 20)})
+            pieces = (reader.read(k, k + 1) for k in frames)
+        for piece in pieces:
+            if piece.velocities is not None:
+                energies.append(kinetic_energies(piece.velocities, piece.masses))
+        n_free = max(3 * reader.n_atoms - 3, 1)
+        temperature = 2 * float(np.concatenate(energies).mean()) / (n_free * BOLTZMANN_EV)
+        if temperature == 0:
+            self.error(
+                key_path, f"must have velocities, those in {reader.path.name} are all zero", "write them in the MD"
+            )
+        elif not 5 < temperature < 5000:
+            self.warn(
+                key_path,
+                f"has velocities of {temperature:.3g} K in {reader.path.name}",
+                "check their unit: vel is in A/fs, CP2K's files in bohr/au_t",
+            )
+        charge = reader.metadata.get("charge")
+        if charge is not None and int(charge) != self.campaign.system.charge:
+            self.error(
+                ("system", "charge"),
+                f"is {self.campaign.system.charge} but {reader.path.name} says {int(charge)}",
+                f"write charge: {int(charge)}",
+            )
+
+    def _same_system(self, first: TrajectoryReader, reader: TrajectoryReader, key_path: KeyPath) -> None:
+        name, other = reader.path.name, first.path.name
+        if not np.array_equal(first.numbers, reader.numbers):
+            found = Atoms(reader.numbers).get_chemical_formula()
+            wanted = Atoms(first.numbers).get_chemical_formula()
+            if found == wanted:
+                found, wanted = "the same atoms in another order", "one order"
+            self.error(
+                key_path,
+                f"must hold one system, {name} has {found}, {other} has {wanted}",
+                "give them to two campaigns",
+            )
+        elif abs(reader.timestep - first.timestep) > 1e-6 * first.timestep:
+            self.error(
+                key_path,
+                f"must have one time between frames, {name} has {reader.timestep:g} fs, {other} {first.timestep:g} fs",
+                "thin out the finer one, or check timestep_fs",
+            )
+        elif (reader.pbc != first.pbc).any() or not np.allclose(reader.cell, first.cell, atol=1e-3):
+            self.error(
+                key_path,
+                f"must have one cell, that of {name} differs from that of {other}",
+                "give them to two campaigns",
+            )
+
+    def _system(self, atoms: Atoms) -> None:
+        """Check positions, cell, volume and electrons."""
+        system = self.campaign.system
+        here: KeyPath = ("system", "structure") if self.campaign.sampling is not None else ("trajectories", 0)
+        if not np.isfinite(atoms.positions).all():
+            atom = int(np.argwhere(~np.isfinite(atoms.positions))[0][0])
+            self.error(here, f"must have finite positions, those of atom {atom} are not", "correct the structure file")
+            return
+        if atoms.pbc.any() and not atoms.pbc.all():
+            self.error(
+                ("system", "pbc"),
+                f"must be periodic in all directions or in none, got {[bool(x) for x in atoms.pbc]}",
+                "take a cell with vacuum for a slab or wire",
+            )
+        close = self._closest(atoms)
+        if close is not None and close[0] < 0.5:
+            distance, i, j = close
+            self.error(
+                here,
+                f"has atoms {i} and {j} at a distance of {distance:.2f} A",
+                "remove one of them, or check the length unit (A) and the cell",
+            )
+        if atoms.pbc.all():
+            density = atoms.get_masses().sum() / atoms.get_volume() * 1.66053907
+            if not 0.05 < density < 25:
+                self.warn(
+                    ("system", "cell_A") if system.cell is not None else here,
+                    f"gives a density of {density:.3g} g/cm3",
+                    "check the cell, in A",
+                )
+        elif system.volume_A3 is None and "apt" in self.campaign.targets:
+            self.error(
+                ("system", "volume_A3"),
+                "is missing: a cluster has no volume of its own and n(w) alpha(w) needs one",
+                f"add e.g. volume_A3: {10 * len(atoms)}",
+            )
+        n_electrons = int(atoms.numbers.sum()) - system.charge
+        if n_electrons < 1:
+            self.error(("system", "charge"), f"leaves {n_electrons} electrons", "check the charge")
+        elif n_electrons % 2 == system.multiplicity % 2:
+            parity = "odd" if n_electrons % 2 else "even"
+            key = "charge" if "charge" in system.model_fields_set else "multiplicity"
+            self.error(
+                ("system", key),
+                f"does not fit: {n_electrons} electrons, an {parity} number, cannot have multiplicity "
+                f"{system.multiplicity} at charge {system.charge}",
+                "correct charge or multiplicity",
+            )
+
+    @staticmethod
+    def _closest(atoms: Atoms) -> tuple[float, int, int] | None:
+        """Return the shortest distance below 0.5 A and its atoms, images included."""
+        from ase.neighborlist import neighbor_list
+
+        i, j, d = neighbor_list("ijd", atoms, 0.5)
+        if len(d) == 0:
+            return None
+        k = int(np.argmin(d))
+        return float(d[k]), int(i[k]), int(j[k])
+
+    def _sampling(self, atoms: Atoms) -> None:
+        sampling = self.campaign.sampling
+        if sampling is None:
+            return
+        self._timestep(atoms, sampling.timestep, ("sampling", "timestep_fs"))
+        if sampling.nve.remove_rotation and atoms.pbc.any():
+            self.error(
+                ("sampling", "nve", "remove_rotation"),
+                "must be false with periodic boundaries, where angular momentum is not conserved",
+                "remove it",
+            )
+        n_free = sampling.n_nvt_steps - sampling.n_nvt_equilibration_steps
+        spacing = n_free * sampling.timestep / sampling.nve.n_trajectories
+        if spacing < 100:
+            self.warn(
+                ("sampling", "nvt", "length_ps"),
+                f"leaves {spacing:.0f} fs between the starts of the NVE runs, which stay correlated",
+                "lengthen the NVT run: 500 fs and more for a liquid",
+            )
+        if sampling.engine == "ase":
+            self._calculator()
+        elif self._exists(sampling.template):
+            self._md_template(atoms)
+
+    def _timestep(self, atoms: Atoms, timestep: float, key_path: KeyPath) -> None:
+        if (atoms.get_masses() < 1.5).any():
+            if timestep > HYDROGEN_STABLE_TIMESTEP:
+                self.error(
+                    key_path,
+                    f"must not exceed {HYDROGEN_STABLE_TIMESTEP:g} fs with hydrogen, got {timestep:g}: "
+                    "the integration of X-H stretches is unstable",
+                    "write 0.5",
+                )
+            elif timestep > HYDROGEN_TIMESTEP:
+                self.warn(
+                    key_path,
+                    f"is long for hydrogen: {timestep:g} fs shifts X-H stretches by "
+                    f"{_verlet_shift(3500, timestep):.0f} cm^-1",
+                    "write 0.5",
+                )
+
+    def _calculator(self) -> None:
+        from mimyria_wf.md import make_calculator
+
+        sampling, system = self.campaign.sampling, self.campaign.system
+        assert sampling is not None
+        assert sampling.calculator is not None
+        here: KeyPath = ("sampling", "calculator")
+        arguments = sampling.calculator.arguments
+        if "charge" in arguments and arguments["charge"] != system.charge:
+            self.error(
+                (*here, "arguments", "charge"),
+                f"must be that of the system, {system.charge}, got {arguments['charge']}",
+                "remove it: the charge comes from system.charge",
+            )
+            return
+        accuracy = arguments.get("accuracy")
+        if "tblite" in sampling.calculator.import_path and isinstance(accuracy, int | float) and accuracy > 0.5:
+            self.warn(
+                (*here, "arguments", "accuracy"), f"of {accuracy:g} lets the energy drift by 1-2 meV/ps", "write 0.2"
+            )
+        if not self.campaign.computer_for("md").is_local:
+            return  # what is installed here says nothing about the computer that runs the MD
+        try:
+            make_calculator(sampling.calculator.import_path, arguments)
+        except EngineError as error:
+            key = "arguments" if "cannot be built" in str(error) else "import"
+            _, _, reason = str(error).partition(": ")
+            self.error((*here, key), f"does not work, {reason}", "correct it or install what is missing")
+
+    def _md_template(self, atoms: Atoms) -> None:
+        from mimyria_wf.cp2k_input import parse_input, render_md
+
+        sampling = self.campaign.sampling
+        assert sampling is not None
+        assert sampling.template is not None
+        key_path: KeyPath = ("sampling", "template")
+        path = self.campaign.path(sampling.template)
+        with self._reporting(key_path):
+            text = path.read_text(errors="replace")
+            parse_input(text, path.name)
+            render_md(text, atoms, sampling.nvt_settings(seed=1), "nvt")
+            self._placeholders(text, path, key_path)
+            self._basis_sets(path, atoms, key_path)
+
+    def _placeholders(self, text: str, path: Path, key_path: KeyPath) -> None:
+        lines = [line.split("#")[0].split("!")[0] for line in text.splitlines()]
+        found = next((n for n, line in enumerate(lines, 1) if "/PATH/TO/" in line.upper()), None)
+        if found is not None:
+            self.warn(
+                key_path, f"still has a placeholder in {path.name}, line {found}", "write the path on your computer"
+            )
+
+    def _labels(self, atoms: Atoms) -> None:
+        labels = self.campaign.labels
+        if labels is None or labels.engine is None:
+            return
+        step_key: KeyPath = ("labels", "field_step_au") if labels.field_step_au else ("labels",)
+        step, (low, high) = labels.field_step, FIELD_STEPS
+        if not low <= step <= high:
+            reason = "rounding drowns the differences" if step < low else "higher orders of the field spoil the tensors"
+            self.error(
+                step_key,
+                f"must be between {low:g} and {high:g} E_h/(e a0), got {step:g}: {reason}",
+                "write 5.0e-4 (CP2K) or 1.0e-3 (tblite)",
+            )
+        elif not USUAL_FIELD_STEPS[0] <= step <= USUAL_FIELD_STEPS[1]:
+            self.warn(
+                step_key,
+                f"of {step:g} E_h/(e a0) is outside {USUAL_FIELD_STEPS[0]:g} to {USUAL_FIELD_STEPS[1]:g}",
+                "try a few steps on one snapshot first",
+            )
+        if labels.engine == "tblite":
+            self._tblite(atoms)
+        elif self._exists(labels.template):
+            self._label_template(atoms)
+
+    def _tblite(self, atoms: Atoms) -> None:
+        labels = self.campaign.labels
+        assert labels is not None
+        if atoms.pbc.any():
+            self.error(
+                ("labels", "engine"),
+                "tblite knows no field under periodic boundaries, the system is periodic",
+                "use engine: cp2k, or system.pbc: false for a cluster",
+            )
+        heavy = sorted({s for s, z in zip(atoms.symbols, atoms.numbers) if z > TBLITE_LARGEST_NUMBER})
+        if heavy:
+            self.error(("labels", "engine"), f"tblite has no parameters for {', '.join(heavy)}", "use engine: cp2k")
+        if labels.tblite_accuracy > 0.1:
+            self.warn(
+                ("labels", "accuracy"), f"of {labels.tblite_accuracy:g} is loose for second differences", "write 0.01"
+            )
+
+    def _label_template(self, atoms: Atoms) -> None:
+        from mimyria_wf.cp2k_input import check_label_template, parse_input
+
+        labels = self.campaign.labels
+        assert labels is not None
+        assert labels.template is not None
+        key_path: KeyPath = ("labels", "template")
+        path = self.campaign.path(labels.template)
+        with self._reporting(key_path):
+            text = path.read_text(errors="replace")
+            parsed = parse_input(text, path.name)
+            for warning in check_label_template(parsed, atoms, self.campaign.targets):
+                statement, _, remedy = warning.partition("; ")
+                # beyond the threshold a PGT is noise (218 % off at 1e-6): nothing worth submitting
+                note = self.error if "too loose" in warning else self.warn
+                note(key_path, f"in {path.name}: {statement.removeprefix('CP2K template: ')}", remedy)
+            self._basis_sets(path, atoms, key_path)
+        if atoms.pbc.all():
+            heights = cell_heights(atoms)
+            drop = math.sqrt(2) * labels.field_step * HARTREE_PER_BOHR * float(atoms.cell.lengths().max())
+            if drop > POTENTIAL_DROP:
+                self.warn(
+                    ("labels", "field_step_au"),
+                    f"of {labels.field_step:g} E_h/(e a0) drops {drop:.2f} eV across the cell",
+                    "the band gap must be well above it; lower the step otherwise",
+                )
+            if heights.min() < 8:
+                self.warn(
+                    ("labels", "engine"),
+                    f"cp2k with a cell height of {heights.min():.2f} A: PERIODIC_EFIELD leaves a net force in small "
+                    "cells (CP2K before PR 5308)",
+                    "look at the sum rules of the first labels",
+                )
+
+    def _basis_sets(self, path: Path, atoms: Atoms, key_path: KeyPath) -> None:
+        """Warn of basis sets and potentials that CP2K's data folder on this machine does not have."""
+        from mimyria_wf.cp2k_input import parse_input
+
+        folder = cp2k_data()
+        force_eval = parse_input(path.read_text(errors="replace"), path.name).section("FORCE_EVAL")
+        if folder is None or force_eval is None or force_eval.section("DFT") is None:
+            return
+        own_files = {
+            Path(value).name: self.campaign.path(value)
+            for owner in (self.campaign.sampling, self.campaign.labels)
+            for value in (owner.files if owner is not None else ())
+        }
+        kinds = {kind.parameter.upper(): kind for kind in force_eval.sections("SUBSYS/KIND")}
+        for what, file_key in (("BASIS_SET", "BASIS_SET_FILE_NAME"), ("POTENTIAL", "POTENTIAL_FILE_NAME")):
+            name = force_eval.keyword(f"DFT/{file_key}")
+            if name is None:
+                continue
+            file = own_files.get(Path(name).name, folder / name)
+            if Path(name).is_absolute():
+                continue  # on another computer perhaps
+            if not file.is_file():
+                self.warn(
+                    key_path, f"names {name} in {path.name}, which CP2K does not bring along", "list it under files:"
+                )
+                continue
+            known = _names_in_data_file(file)
+            for symbol in sorted(set(atoms.get_chemical_symbols())):
+                kind = kinds.get(symbol.upper(), kinds.get("DEFAULT"))
+                entry = kind.keyword(what) if kind is not None else None
+                wanted = entry.split()[-1].upper() if entry else None
+                if wanted is not None and wanted not in known.get(symbol.upper(), ()):
+                    close = suggestion(wanted, sorted(known.get(symbol.upper(), ())))
+                    self.error(
+                        key_path,
+                        f"asks in {path.name} for {what} {wanted} of {symbol}, which is not in {name}",
+                        f"did you mean {close}?" if close else "correct the name or the file",
+                    )
+
+    def _given_labels(self, atoms: Atoms) -> None:
+        labels = self.campaign.labels
+        if labels is None or labels.given is None:
+            return
+        from mimyria_wf.labels import read_labels
+
+        training = self.campaign.training
+        assert training is not None
+        counts: dict[str, int] = {}
+        trajectories: set[str] = set()
+        species = set(atoms.get_chemical_symbols())
+        for key in ("given", "test_given"):
+            value = getattr(labels, key)
+            if not self._exists(value):
+                continue
+            path, key_path = self.campaign.path(value), ("labels", key)
+            self.progress(0, 1, f"reading {path.name}")
+            with self._reporting(key_path):
+                snapshots = read_labels(path, training.targets)
+                counts[key] = len(snapshots)
+                labelled = {symbol for snapshot in snapshots for symbol in snapshot.atoms.get_chemical_symbols()}
+                for symbol in sorted(species - labelled):
+                    self.error(
+                        key_path,
+                        f"must hold every species of the system, {symbol} is not in {path.name}",
+                        "label snapshots that hold it",
+                    )
+                if key == "given":
+                    names = [str(snapshot.atoms.info.get("snapshot", "")) for snapshot in snapshots]
+                    trajectories = {name.rpartition("/")[0] for name in names if "/" in name}
+        if "given" in counts:
+            n_test = 0 if labels.test_given is not None else training.test_size or 0
+            if training.sizes[-1] + n_test > counts["given"]:
+                self.error(
+                    ("training", "sizes"),
+                    f"must not ask for more than the {counts['given']} labels given, "
+                    f"got {training.sizes[-1]} and {n_test} for the test",
+                    "lower training.sizes or training.test_size",
+                )
+            if labels.test_given is None and len(trajectories) < 2:
+                self.warn(
+                    ("labels", "given"),
+                    "does not say which trajectories its snapshots are from, so the test set is not independent",
+                    "add info snapshot=TRAJECTORY/FRAME, or give labels.test_given",
+                )
+
+    def _models(self, atoms: Atoms) -> None:
+        models = self.campaign.models
+        if models is None:
+            return
+        from mimyria_wf.network import load_model
+
+        for target in ("apt", "pgt"):
+            value = getattr(models, target)
+            if not self._exists(value):
+                continue
+            path, key_path = self.campaign.path(value), ("models", target)
+            with self._reporting(key_path):
+                network = load_model(path, target)
+                known = set(Atoms(list(network.species)).get_chemical_symbols())
+                missing = sorted(set(atoms.get_chemical_symbols()) - known)
+                if missing:
+                    self.error(
+                        key_path,
+                        f"must know every species of the system, {', '.join(missing)} is not in {path.name} "
+                        f"(has: {', '.join(sorted(known))})",
+                        "train a model with labels of it",
+                    )
+                self._cutoff(atoms, network.cutoff, key_path)
+
+    def _training(self, atoms: Atoms | None) -> None:
+        training = self.campaign.training
+        if training is None:
+            return
+        from dataclasses import fields
+
+        from mimyria_wf.presets import NetworkSettings, TrainingSettings, resolve
+
+        known = [f.name for cls in (NetworkSettings, TrainingSettings) for f in fields(cls)]
+        here: KeyPath = ("training", "overrides")
+        is_known = True
+        for key, value in training.overrides.items():
+            own: Sequence[tuple[KeyPath, str]] = [((*here, key), key)]
+            if key in ("apt", "pgt"):
+                own = [((*here, key, inner), inner) for inner in value]
+            for key_path, name in own:
+                if name in ("seed", "threads"):
+                    where = "seed" if name == "seed" else "training.threads"
+                    self.error(key_path, "is not an override", f"it belongs to {where}")
+                    is_known = False
+                elif name not in known:
+                    close = suggestion(name, known)
+                    remedy = f"did you mean {close}?" if close else f"known are {', '.join(known)}"
+                    self.error(key_path, "is not a setting of network or training", remedy)
+                    is_known = False
+        if not is_known:
+            return
+        for target in training.targets:
+            try:
+                network, _ = training.settings_for(target, seed=0)
+            except ModelError as error:
+                self.error(self._culprit(target, resolve), f"does not fit, {error}", "correct the value")
+                continue
+            if atoms is not None:
+                cutoff_key: KeyPath = (*here, "cutoff") if "cutoff" in training.overrides else ("training", "preset")
+                if "cutoff" in (training.overrides.get(target) or {}):
+                    cutoff_key = (*here, target, "cutoff")
+                self._cutoff(atoms, network.cutoff, cutoff_key)
+        computer = self.campaign.computer_for("training")
+        if computer.is_local and training.threads > (os.cpu_count() or 1):
+            self.warn(
+                ("training", "threads"),
+                f"of {training.threads} exceeds the {os.cpu_count()} cores of this machine",
+                "lower it: more threads than cores are slower",
+            )
+
+    def _culprit(self, target: str, resolve: Callable[..., Any]) -> KeyPath:
+        """Return the key path of the override that does not fit."""
+        training = self.campaign.training
+        assert training is not None
+        for key, value in training.overrides_for(target).items():
+            own = key in (training.overrides.get(target) or {})
+            try:
+                resolve(training.preset, target, {key: value})
+            except ModelError:
+                return ("training", "overrides", target, key) if own else ("training", "overrides", key)
+        return ("training", "overrides")
+
+    def _cutoff(self, atoms: Atoms, cutoff: float, key_path: KeyPath) -> None:
+        if not atoms.pbc.any() or self.campaign.system.allow_small_cell or atoms.cell.rank < 3:
+            return
+        shortest = float(cell_heights(atoms)[atoms.pbc].min())
+        if cutoff > shortest:
+            self.error(
+                key_path,
+                f"has a cutoff of {cutoff:g} A beyond the cell, whose shortest height is {shortest:.2f} A: "
+                "atoms would be their own neighbours",
+                "take a larger cell or a smaller cutoff, or set system.allow_small_cell: true",
+            )
+
+    def _snapshots(self, runs: Sequence[_Run]) -> None:
+        """Check that there are enough frames to choose from."""
+        campaign, training = self.campaign, self.campaign.training
+        reference = campaign.reference
+        if campaign.trajectories is not None and reference is not None and runs and reference.trajectory >= len(runs):
+            self.error(
+                ("reference", "trajectory"),
+                f"must be below the number of trajectories, {len(runs)}, got {reference.trajectory}",
+                "trajectories count from 0",
+            )
+            return
+        if reference is not None and reference.n_frames is not None and runs:
+            n_frames = runs[reference.trajectory].n_frames
+            if reference.n_frames > n_frames:
+                self.error(
+                    ("reference", "n_frames"),
+                    f"must not exceed the {n_frames} frames of the trajectory, got {reference.n_frames}",
+                    "remove it to take all",
+                )
+        if training is None or campaign.labels is None or campaign.labels.engine is None or not runs:
+            return
+        from mimyria_wf.selection import select_snapshots
+
+        excluded = () if reference is None else (reference.trajectory,)
+        frames = [run.n_frames for run in runs]
+        try:
+            select_snapshots(frames, training.sizes[-1], training.test_size or 0, campaign.seed, excluded)
+        except LabelError as error:
+            statement, _, remedy = str(error).partition(": ")
+            key = "test_size" if "test set" in statement else "sizes"
+            self.error(("training", key), f"cannot be met, {statement}", remedy)
+            return
+        n_wanted = training.sizes[-1] + (training.test_size or 0)
+        total = sum(run.n_frames * run.timestep for i, run in enumerate(runs) if i not in excluded)
+        if total / n_wanted < 20:
+            self.warn(
+                ("training", "sizes"),
+                f"puts a snapshot every {total / n_wanted:.1f} fs of trajectory, so that they hardly differ",
+                "lengthen the trajectories or ask for fewer",
+            )
+
+    def _spectra(self, atoms: Atoms | None, runs: Sequence[_Run]) -> None:
+        spectra, campaign = self.campaign.spectra, self.campaign
+        if not runs:
+            return
+        timestep = max(run.timestep for run in runs)
+        nyquist = WAVENUMBER / (2 * timestep)
+        stride_key: KeyPath = ("sampling", "nve", "stride") if campaign.sampling is not None else runs[0].key_path
+        upper: KeyPath = ("spectra", "upper_wavenumber_per_cm")
+        if spectra.upper_wavenumber_per_cm > nyquist:
+            self.error(
+                upper if "upper_wavenumber_per_cm" in spectra.model_fields_set else stride_key,
+                f"asks for {spectra.upper_wavenumber_per_cm:g} cm^-1, but frames every {timestep:g} fs end at "
+                f"{nyquist:.0f} cm^-1 (Nyquist)",
+                f"store frames every {WAVENUMBER / (2 * spectra.upper_wavenumber_per_cm):.2g} fs or less, "
+                "or lower spectra.upper_wavenumber_per_cm",
+            )
+        elif atoms is not None and (atoms.numbers == 1).any() and nyquist < 4000:
+            self.warn(
+                stride_key,
+                f"gives frames every {timestep:g} fs: X-H stretches beyond {nyquist:.0f} cm^-1 fold back",
+                "store frames more often",
+            )
+        shortest = min(runs, key=lambda run: run.n_frames * run.timestep)
+        length = shortest.n_frames * shortest.timestep
+        if spectra.window_fs >= length:
+            self.error(
+                ("spectra", "window_fs"),
+                f"must be shorter than the trajectories, {length:g} fs ({shortest.name}), got {spectra.window_fs:g}",
+                "lengthen the NVE runs or shorten the window",
+            )
+        elif spectra.window_fs > length / 2:
+            self.warn(
+                ("spectra", "window_fs"),
+                f"of {spectra.window_fs:g} fs is more than half of a trajectory ({length:g} fs): noisy correlations",
+                "lengthen the NVE runs or shorten the window",
+            )
+        for section, stride in (
+            ("convergence", campaign.convergence.stride),
+            ("prediction", campaign.prediction.stride),
+        ):
+            between = stride * timestep
+            is_used = section == "prediction" or campaign.training is not None
+            if is_used and stride > 1 and between > SPLINE_TIME:
+                self.warn(
+                    (section, "stride"),
+                    f"of {stride} puts {between:g} fs between predicted tensors, more than a spline bridges",
+                    f"write {max(1, int(SPLINE_TIME / timestep))}",
+                )
+        sampling = campaign.sampling
+        given = spectra.temperature_K
+        if sampling is not None and given is not None and abs(given / sampling.temperature - 1) > 0.1:
+            self.warn(
+                ("spectra", "temperature_K"),
+                f"of {given:g} K is not that of the sampling, {sampling.temperature:g} K",
+                "remove it: each run has its own temperature",
+            )
+        if len(runs) == 1:
+            self.warn(
+                ("sampling", "nve", "n_trajectories") if sampling is not None else ("trajectories",),
+                "gives one trajectory, and spectra without error bars",
+                "take several: they are the independent samples",
+            )
+
+    def _convergence(self, runs: Sequence[_Run]) -> None:
+        convergence, training = self.campaign.convergence, self.campaign.training
+        if training is None:
+            return
+        n_needed = max(convergence.minimum_iterations, convergence.n_stable + 1)
+        if len(training.sizes) < n_needed:
+            self.warn(
+                ("training", "sizes"),
+                f"has {len(training.sizes)} iterations, of which convergence needs at least {n_needed}",
+                "add sizes, or lower convergence.minimum_iterations",
+            )
+        if runs and convergence.trajectories > len(runs) and "trajectories" in convergence.model_fields_set:
+            self.error(
+                ("convergence", "trajectories"),
+                f"must not exceed the number of trajectories, {len(runs)}, got {convergence.trajectories}",
+                f"write {len(runs)}",
+            )
+
+    def _computers(self) -> None:
+        campaign = self.campaign
+        used = {id(campaign.computer_for(step)) for step in campaign.steps_run}
+        for name in sorted(campaign.computers.model_fields_set):
+            if id(getattr(campaign.computers, name)) not in used:
+                self.warn(("computers", name), "is not used by this campaign", "remove it, or check the engines")
+
+
+def cell_heights(atoms: Atoms) -> np.ndarray:
+    """Return the three distances between opposite faces of the cell (3,) [A]."""
+    cell = complete_cell(atoms.cell.array)
+    return np.asarray(1 / np.linalg.norm(np.linalg.inv(cell), axis=0))
+
+
+def estimate_cost(campaign: Campaign, n_atoms: int, n_frames: Sequence[int]) -> Estimate:
+    """Return what a campaign costs at most.
+
+    Args:
+        campaign: the campaign.
+        n_atoms: in the system, 0 if unknown.
+        n_frames: stored frames of every trajectory.
+    """
+    sampling, labels, training = campaign.sampling, campaign.labels, campaign.training
+    jobs: dict[str, int] = {}
+    core_hours: dict[str, float | None] = {}
+    notes: list[str] = []
+    growth = (n_atoms / TBLITE_ATOMS) ** 2
+    n_md_steps = 0
+    if sampling is not None:
+        n_md_steps = sampling.n_nvt_steps + sampling.nve.n_trajectories * sampling.n_nve_steps
+        jobs["md"] = 1 + math.ceil(sampling.nve.n_trajectories / sampling.nve.trajectories_per_job)
+        seconds: float | None = None
+        if sampling.calculator is not None and sampling.calculator.import_path.startswith("tblite."):
+            seconds = TBLITE_SECONDS_PER_STEP * growth
+        elif sampling.template is not None and _is_nnp(campaign.path(sampling.template)):
+            seconds = NNP_SECONDS_PER_ATOM_AND_STEP * n_atoms
+            notes.append(
+                "MD: for a committee of eight networks on one core; CP2K on n cores takes less time, not less cost"
+            )
+        core_hours["md"] = None if seconds is None or not n_atoms else n_md_steps * seconds / 3600
+    n_snapshots = points = 0
+    if labels is not None and labels.engine is not None and training is not None:
+        points = 13 if "pgt" in training.targets else 7
+        sizes = [training.sizes[0] + (training.test_size or 0)]
+        sizes += [b - a for a, b in zip(training.sizes[:-1], training.sizes[1:], strict=True)]
+        jobs["labels"] = sum(math.ceil(size / labels.n_snapshots_per_job) for size in sizes)
+        n_snapshots = sum(sizes)
+        if campaign.reference is not None and campaign.reference.trajectory < len(n_frames):
+            n_reference = campaign.reference.n_frames or n_frames[campaign.reference.trajectory]
+            n_snapshots += n_reference
+            jobs["reference"] = 1
+        seconds = labels.seconds_per_point
+        n_cores = campaign.computer_for("labels").n_cores
+        if seconds is None and labels.engine == "tblite" and n_atoms:
+            seconds, n_cores = TBLITE_SECONDS_PER_POINT * growth, 1
+        core_hours["labels"] = None if seconds is None else n_snapshots * points * seconds * n_cores / 3600
+        if seconds is None:
+            notes.append("labels: give labels.seconds_per_point once you know it")
+    if training is not None:
+        n_iterations = len(training.sizes)
+        jobs["training"] = n_iterations * len(training.targets)
+        core_hours["training"] = None
+        jobs["prediction"] = jobs["spectra"] = n_iterations
+    jobs["prediction"] = jobs.get("prediction", 0) + 1
+    jobs["spectra"] = jobs.get("spectra", 0) + 1
+    core_hours["prediction"] = None
+    return Estimate(
+        n_atoms, n_md_steps, sum(n_frames), n_snapshots, points, n_snapshots * points, jobs, core_hours, tuple(notes)
+    )
+
+
+def cp2k_data() -> Path | None:
+    """Return CP2K's data folder on this machine, None where there is none."""
+    for candidate in (os.environ.get("CP2K_DATA_DIR"), "/usr/share/cp2k", "/usr/local/share/cp2k"):
+        if candidate and (Path(candidate) / "BASIS_MOLOPT").is_file():
+            return Path(candidate)
+    return None
+
+
+@functools.lru_cache(maxsize=32)
+def _names_in_data_file(path: Path) -> dict[str, frozenset[str]]:
+    """Return the names of basis sets or potentials of each element in a file of CP2K's format."""
+    names: dict[str, set[str]] = {}
+    with path.open(errors="replace") as stream:
+        for line in stream:
+            words = line.split("#")[0].split()
+            if len(words) > 1 and words[0].isalpha() and words[0][0].isupper():
+                names.setdefault(words[0].upper(), set()).update(word.upper() for word in words[1:])
+    return {symbol: frozenset(found) for symbol, found in names.items()}
+
+
+def _is_nnp(path: Path) -> bool:
+    from mimyria_wf.cp2k_input import parse_input
+
+    try:
+        return (parse_input(path.read_text(errors="replace")).keyword("FORCE_EVAL/METHOD") or "").upper() == "NNP"
+    except (OSError, CampaignError):
+        return False
+
+
+def _two_digits(value: float) -> str:
+    """Return a number with two digits that count, without an exponent."""
+    digits = 1 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{round(value, digits):.{max(digits, 0)}f}"
+
+
+def _nearest_file(path: Path) -> str:
+    """Return a remedy that names the file that was most likely meant."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"the folder {folder.name} does not exist either; paths are relative to the campaign file"
+    close = difflib.get_close_matches(path.name, sorted(p.name for p in folder.iterdir()), n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else "check the path: it is relative to the campaign file"
+
+
+def _verlet_shift(wavenumber: float, timestep: float) -> float:
+    """Return by how much velocity Verlet raises a vibration [cm^-1]."""
+    half = math.pi * wavenumber / WAVENUMBER * timestep
+    return wavenumber * (math.asin(min(half, 1.0)) / half - 1)
