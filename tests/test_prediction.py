@@ -1,0 +1,191 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from scipy.interpolate import CubicSpline
+
+from mimyria_wf.derivatives import contract, read_derivatives
+from mimyria_wf.errors import ModelError, TrajectoryError
+from mimyria_wf.frames import Trajectory
+from mimyria_wf.labels import read_labels
+from mimyria_wf.network import ResponseNetwork, build_network, save_model
+from mimyria_wf.prediction import predict_derivatives, predict_files, predict_tensors
+from mimyria_wf.presets import NetworkSettings
+from mimyria_wf.response import project_apt, project_pgt
+from mimyria_wf.trajectory import open_trajectory, write_trajectory
+
+SETTINGS = NetworkSettings(multiplicities=(4, 3, 2), n_layers=1, n_radial=6, radial_hidden=(8,), cutoff=3.0)
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, ResponseNetwork]:
+    networks = {}
+    for target in ("apt", "pgt"):
+        network = build_network(SETTINGS, [1, 8], target, n_neighbours=5.0, seed=3, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if name.endswith("alpha.weight"):  # zero at the start
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        networks[target] = network.eval()
+    return networks
+
+
+def trajectory(n_frames: int, name: str = "run", charge: int = 0, periodic: bool = False) -> Trajectory:
+    """Return two water molecules whose atoms swing harmonically; the centre of mass may move."""
+    atoms = molecule("H2O")
+    second = molecule("H2O")
+    second.translate([2.8, 0.3, 0.2])
+    atoms += second
+    rng = np.random.default_rng(7)
+    phases, frequencies = rng.uniform(0, 2 * np.pi, (6, 3)), rng.uniform(0.02, 0.3, (6, 3))  # to 1600 cm-1
+    times = 0.5 * np.arange(n_frames)[:, None, None]
+    argument = frequencies * times + phases
+    return Trajectory(
+        numbers=atoms.numbers,
+        positions=atoms.positions + 0.08 * np.sin(argument),
+        velocities=0.08 * frequencies * np.cos(argument),
+        cell=np.array([[6.0, 0, 0], [1.0, 6.0, 0], [0, -0.5, 5.5]]) if periodic else np.zeros((3, 3)),
+        pbc=np.array([periodic] * 3),
+        timestep=0.5,
+        masses=atoms.get_masses(),
+        name=name,
+        metadata={"charge": charge},
+    )
+
+
+def frames_of(run: Trajectory) -> list[Atoms]:
+    return [Atoms(run.numbers, positions=p, cell=run.cell, pbc=run.pbc) for p in run.positions]
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_equals_tensors_contracted_in_memory(
+    models: dict[str, ResponseNetwork], tmp_path: Path, periodic: bool
+) -> None:
+    run = trajectory(37, charge=-2, periodic=periodic)
+    write_trajectory(tmp_path / "run.h5", run)
+    reader = open_trajectory(tmp_path / "run.h5")
+    summary = predict_derivatives(models, reader, tmp_path / "out.h5", batch_size=8, volume=60.0)
+    series = read_derivatives(tmp_path / "out.h5")
+    apt, pgt = (np.array(predict_tensors(models[t], frames_of(run))) for t in ("apt", "pgt"))
+    projected = project_apt(apt, run.masses, -2), project_pgt(pgt, run.masses)
+    dipole, polarizability = contract(*projected, run.velocities)
+    np.testing.assert_allclose(series.dipole_derivative, dipole, atol=1e-9)  # positions pass through the file
+    np.testing.assert_allclose(series.polarizability_derivative, polarizability, atol=1e-9)
+    np.testing.assert_allclose(projected[0].sum(axis=1), np.tile(-2 * np.eye(3), (37, 1, 1)), atol=1e-12)
+    residual = apt.sum(axis=1) + 2 * np.eye(3)
+    assert summary["sum_rule_rms"]["apt"] == pytest.approx(np.sqrt(np.mean(residual**2)), rel=1e-6)
+    assert summary["sum_rule_rms"]["pgt"] == pytest.approx(np.sqrt(np.mean(pgt.sum(axis=1) ** 2)), rel=1e-6)
+    assert summary["n_frames"] == series.n_frames == 37
+    volume = abs(np.linalg.det(run.cell)) if periodic else 60.0
+    assert series.volume == pytest.approx(volume)
+    assert series.is_periodic is periodic
+    raw = predict_derivatives(models, reader, tmp_path / "raw.h5", projects_sum_rules=False)
+    assert raw["volume"] == (pytest.approx(volume) if periodic else None)
+    np.testing.assert_allclose(
+        read_derivatives(tmp_path / "raw.h5").dipole_derivative, contract(apt, None, run.velocities)[0], atol=1e-9
+    )
+
+
+@pytest.mark.parametrize(("n_frames", "stride"), [(1, 4), (3, 4), (5, 4), (200, 2), (441, 3), (402, 5)])
+def test_streamed_spline_is_the_spline_of_the_whole(
+    models: dict[str, ResponseNetwork], tmp_path: Path, n_frames: int, stride: int
+) -> None:
+    run = trajectory(n_frames)
+    write_trajectory(tmp_path / "run.h5", run)
+    reader = open_trajectory(tmp_path / "run.h5", timestep=0.5)
+    predict_derivatives(
+        {"apt": models["apt"]}, reader, tmp_path / "out.h5", stride=stride, batch_size=8, projects_sum_rules=False
+    )
+    knots = np.unique(np.append(np.arange(0, n_frames, stride), n_frames - 1))
+    apt = np.array(predict_tensors(models["apt"], [frames_of(run)[k] for k in knots]))
+    whole = CubicSpline(knots, apt, axis=0)(np.arange(n_frames)) if len(knots) > 1 else apt
+    expected = contract(whole, None, run.velocities)[0]
+    found = read_derivatives(tmp_path / "out.h5").dipole_derivative
+    np.testing.assert_allclose(found, expected, atol=1e-9)  # 20 knots of overlap leave 0.27**20 of a chunk's edge
+
+
+def test_stride_approaches_every_frame(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
+    write_trajectory(tmp_path / "run.h5", trajectory(161))
+    reader = open_trajectory(tmp_path / "run.h5")
+    for stride in (1, 2, 4):
+        predict_derivatives(models, reader, tmp_path / f"{stride}.h5", stride=stride)
+    every, second, fourth = (read_derivatives(tmp_path / f"{s}.h5").total_polarizability_derivative for s in (1, 2, 4))
+    scale = np.abs(every).max()
+    assert np.abs(second - every).max() < 1e-3 * scale
+    assert np.abs(second - every).max() < np.abs(fourth - every).max() < 2e-2 * scale  # fourth order in the stride
+
+
+def test_groups_sum_to_the_total(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
+    write_trajectory(tmp_path / "run.h5", trajectory(10))
+    for model in models.values():
+        save_model(model, tmp_path / f"{model.target}.pt")
+    paths = [tmp_path / "apt.pt", tmp_path / "pgt.pt"]
+    whole = predict_files(paths, [tmp_path / "run.h5"], tmp_path / "all.h5")
+    assert whole["targets"] == ["apt", "pgt"]
+    parts = predict_files(paths, [tmp_path / "run.h5"], tmp_path / "folder", groups="species")
+    series = read_derivatives(parts["files"][0]["path"])
+    assert series.group_names == ("H", "O")
+    np.testing.assert_allclose(
+        series.total_dipole_derivative, read_derivatives(tmp_path / "all.h5").total_dipole_derivative, atol=1e-12
+    )
+
+
+def test_many_files_tensors_and_progress(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_trajectory(tmp_path / folder / "run.h5", trajectory(9))
+    save_model(models["apt"], tmp_path / "apt.pt")
+    seen: list[tuple[int, int]] = []
+    result = predict_files(
+        [tmp_path / "apt.pt"],
+        [tmp_path / "a/run.h5", tmp_path / "b/run.h5"],
+        tmp_path / "out",
+        stride=4,
+        tensors=tmp_path / "tensors.extxyz",
+        progress=lambda done, total, _: seen.append((done, total)),
+    )
+    assert [Path(f["path"]).name for f in result["files"]] == ["run-0.h5", "run-1.h5"]
+    assert seen[-1] == (18, 18)
+    snapshots = read_labels(tmp_path / "tensors-run-1.extxyz")
+    assert [s.atoms.info["snapshot"] for s in snapshots] == ["run/0", "run/4", "run/8"]
+    assert snapshots[0].apt is not None
+    np.testing.assert_allclose(snapshots[0].apt.sum(axis=0), 0.0, atol=1e-6)  # projected; eight decimals a value
+
+
+def test_refusals(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
+    run = trajectory(4)
+    write_trajectory(tmp_path / "run.h5", run)
+    reader = open_trajectory(tmp_path / "run.h5")
+    out = tmp_path / "out.h5"
+    with pytest.raises(ModelError, match="no model"):
+        predict_derivatives({}, reader, out)
+    with pytest.raises(ModelError, match="a model for pgt was given as the one for apt"):
+        predict_derivatives({"apt": models["pgt"]}, reader, out)
+    with pytest.raises(ModelError, match="stride must be at least 1"):
+        predict_derivatives(models, reader, out, stride=0)
+    with pytest.raises(ModelError, match="groups must be 6 integers"):
+        predict_derivatives(models, reader, out, groups=np.zeros(3, dtype=int))
+    still = Trajectory(
+        run.numbers, run.positions, None, run.cell, run.pbc, run.timestep, run.masses, name="still", metadata={}
+    )
+    write_trajectory(tmp_path / "still.h5", still)
+    with pytest.raises(TrajectoryError, match="no velocities"):
+        predict_derivatives(models, open_trajectory(tmp_path / "still.h5"), out)
+    sulfur = Trajectory(
+        np.array([16] * 6), run.positions, run.velocities, run.cell, run.pbc, 0.5, run.masses, name="s", metadata={}
+    )
+    write_trajectory(tmp_path / "s.h5", sulfur)
+    with pytest.raises(ModelError, match=r"s\.h5: the model knows the species H, O, but the structure has S"):
+        predict_derivatives(models, open_trajectory(tmp_path / "s.h5"), out)
+    save_model(models["apt"], tmp_path / "apt.pt")
+    with pytest.raises(ModelError, match="two models for apt"):
+        predict_files([tmp_path / "apt.pt"] * 2, [tmp_path / "run.h5"], out)
+    with pytest.raises(ModelError, match="give a folder"):
+        predict_files([tmp_path / "apt.pt"], [tmp_path / "run.h5"] * 2, out)
+    with pytest.raises(ModelError, match="no trajectories"):
+        predict_files([tmp_path / "apt.pt"], [], out)
+    assert not out.exists()

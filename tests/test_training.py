@@ -1,0 +1,305 @@
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.io import read
+from scipy.spatial.transform import Rotation
+
+import mimyria_wf.training as training
+from mimyria_wf.errors import LabelError, ModelError
+from mimyria_wf.irreps import to_irreps
+from mimyria_wf.labels import LabelledSnapshot, write_labels
+from mimyria_wf.network import ResponseNetwork, load_model
+from mimyria_wf.presets import NetworkSettings, TrainingSettings
+from mimyria_wf.training import evaluate, train, train_files, validation_split
+
+SMALL = NetworkSettings(multiplicities=(8, 4, 2), n_layers=1, n_radial=6, radial_hidden=(16,))
+BRIEF = TrainingSettings(n_steps=12, batch_size=2, warmup_steps=3)
+
+
+def water(rng: np.random.Generator) -> Atoms:
+    atoms = molecule("H2O")
+    atoms.positions = atoms.positions @ Rotation.random(random_state=int(rng.integers(1 << 30))).as_matrix().T
+    atoms.positions += rng.normal(scale=0.08, size=(3, 3))
+    return atoms
+
+
+def synthetic_tensors(atoms: Atoms, charge: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return equivariant tensors with every irreducible block that obey both sum rules exactly.
+
+    Pairs ij with bond vector d carry charges q and dyads that act on i and j with opposite signs.
+    """
+    n = len(atoms)
+    apt, pgt = np.zeros((n, 3, 3)), np.zeros((n, 3, 3, 3))
+    for i in range(n):
+        for j in range(n):
+            if i == j:
+                continue
+            d = atoms.positions[j] - atoms.positions[i]
+            r2 = d @ d
+            strength = np.exp(-0.5 * r2) * (1.0 if atoms.numbers[j] == 8 else 0.6)
+            pair = strength * (np.eye(3) + 0.8 * np.outer(d, d))
+            apt[i] += pair
+            apt[j] -= pair
+            third = strength * (np.multiply.outer(d, np.eye(3)) + 0.5 * np.multiply.outer(np.outer(d, d), d))
+            pgt[i] += third
+            pgt[j] -= third
+    apt += charge / n * np.eye(3)
+    return apt, 0.5 * (pgt + pgt.swapaxes(2, 3))
+
+
+def labels(n: int, seed: int, charge: int = 0, name: str = "run", frames: int = 1) -> list[LabelledSnapshot]:
+    rng = np.random.default_rng(seed)
+    result = []
+    for k in range(n):
+        atoms = water(rng)
+        atoms.info |= {"charge": charge, "snapshot": f"{name}-{k // frames}/{k % frames}"}
+        result.append(LabelledSnapshot(atoms, *synthetic_tensors(atoms, charge)))
+    return result
+
+
+def weights(network: ResponseNetwork) -> list[np.ndarray]:
+    return [v.numpy().copy() for v in network.state_dict().values()]
+
+
+def assert_same(first: ResponseNetwork, second: ResponseNetwork) -> None:
+    for a, b in zip(weights(first), weights(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["apt", "pgt"])
+def test_learns_a_synthetic_equivariant_target(target: str) -> None:
+    result = train(
+        target,
+        labels(40, seed=1),
+        labels(20, seed=2, name="test"),
+        NetworkSettings(multiplicities=(12, 8, 4), edge_l_max=3 if target == "pgt" else 2),
+        TrainingSettings(n_steps=400, batch_size=8, float64=True),
+    )
+    assert result.metrics is not None
+    assert result.metrics.r2 > 0.98
+    assert min(s.r2 for s in result.metrics.by_species.values()) > 0.97
+    # Learnt on some orientations, right in all: the network is equivariant, so nothing is left to learn.
+    rotation = Rotation.random(random_state=9).as_matrix()
+    turned = []
+    for snapshot in labels(20, seed=2, name="test"):
+        atoms = snapshot.atoms.copy()
+        atoms.positions = atoms.positions @ rotation.T
+        turned.append(LabelledSnapshot(atoms, *synthetic_tensors(atoms)))
+    overall = evaluate(result.network, turned)[0].overall_rmse
+    assert overall == pytest.approx(result.metrics.overall_rmse, rel=1e-8)
+
+
+def test_a_seed_gives_one_model() -> None:
+    train_set = labels(6, seed=1)
+    first, second = (train("apt", train_set, (), SMALL, BRIEF).network for _ in range(2))
+    assert_same(first, second)
+    other = train("apt", train_set, (), SMALL, TrainingSettings(n_steps=12, batch_size=2, warmup_steps=3, seed=1))
+    assert any((a != b).any() for a, b in zip(weights(first), weights(other.network)))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(step: int) -> Callable[[int, int, str], None]:
+    def progress(done: int, total: int, message: str) -> None:
+        if done >= step:
+            raise Interrupted
+
+    return progress
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        BRIEF,
+        TrainingSettings(n_epochs=4, batch_size=3, schedule="plateau", ema_decay=0.0, validation_fraction=0.2),
+    ],
+    ids=["cosine", "plateau"],
+)
+def test_an_interrupted_training_ends_the_same(
+    settings: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_INTERVAL", 0.0)
+    train_set = labels(12, seed=1)
+    whole = train("pgt", train_set, (), SMALL, settings)
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(Interrupted):
+        train("pgt", train_set, (), SMALL, settings, checkpoint=checkpoint, progress=interrupt_at(8))
+    assert checkpoint.exists()
+    seen: list[int] = []
+    resumed = train(
+        "pgt", train_set, (), SMALL, settings, checkpoint=checkpoint, progress=lambda done, *_: seen.append(done)
+    )
+    assert seen[0] > 4  # it went on
+    assert_same(whole.network, resumed.network)
+    assert [row.step for row in whole.history] == [row.step for row in resumed.history]
+    assert not checkpoint.exists()
+
+
+def test_a_checkpoint_of_other_labels_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_INTERVAL", 0.0)
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(Interrupted):
+        train("apt", labels(6, seed=1), (), SMALL, BRIEF, checkpoint=checkpoint, progress=interrupt_at(8))
+    resumed = train("apt", labels(6, seed=2), (), SMALL, BRIEF, checkpoint=checkpoint)
+    assert_same(resumed.network, train("apt", labels(6, seed=2), (), SMALL, BRIEF).network)
+
+
+def test_warm_start_keeps_standardisation_and_function() -> None:
+    first = train("apt", labels(6, seed=1), (), SMALL, BRIEF).network
+    more = labels(10, seed=3)
+    still = TrainingSettings(n_steps=1, learning_rate=1e-12)
+    second = train("apt", more, (), SMALL, still, initial_model=first).network
+    assert torch.equal(first.scale, second.scale)
+    graph = first.graph(more[0].atoms)
+    with torch.no_grad():
+        np.testing.assert_allclose(second(graph).numpy(), first(graph).numpy(), atol=1e-6)
+    assert second.metadata["is_warm_start"]
+
+
+def test_best_epoch_is_kept() -> None:
+    settings = TrainingSettings(
+        n_epochs=6, batch_size=4, schedule="plateau", ema_decay=0.0, validation_fraction=0.2, plateau_patience=1
+    )
+    result = train("apt", labels(20, seed=1), (), SMALL, settings)
+    losses = [row.validation_loss for row in result.history]
+    assert len(losses) == 6
+    assert result.report["best_epoch"] == int(np.argmin(np.array(losses, dtype=float))) + 1
+    assert result.report["n_validation"] == 4
+
+
+def test_plateau_lowers_the_rate() -> None:
+    settings = TrainingSettings(
+        n_epochs=6,
+        batch_size=10,
+        schedule="plateau",
+        ema_decay=0.0,
+        plateau_patience=1,
+        learning_rate=1e-30,  # nothing improves after the first epoch
+    )
+    rates = [row.learning_rate for row in train("apt", labels(10, seed=1), (), SMALL, settings).history]
+    np.testing.assert_allclose(rates, [1e-30, 1e-30, 1e-30, 1e-31, 1e-31, 1e-32])
+
+
+def test_validation_split_takes_whole_trajectories() -> None:
+    names: Sequence[str] = ["a"] * 4 + ["b"] * 4 + ["c"] * 4
+    kept, aside = validation_split(names, 0.1, seed=3)
+    assert sorted(kept + aside) == list(range(12))
+    assert len({names[i] for i in aside}) == 1
+    assert not {names[i] for i in aside} & {names[i] for i in kept}
+    assert validation_split(names, 0.1, seed=3) == (kept, aside)
+    assert validation_split([None] * 20, 0.1, seed=0)[1] == [18, 19]  # the end of the only run
+    assert validation_split(["a"] * 20, 0.1, seed=0)[1] == [18, 19]
+    assert validation_split(["a"] * 5 + ["b"] * 4, 0.5, seed=0)[1] == []  # too few
+    assert validation_split(names, 0.0, seed=0)[1] == []
+
+
+def test_loss_with_projection_ignores_what_the_sum_rules_fix() -> None:
+    # A constant tensor on every atom is wholly removed by the projection, for an ion too.
+    for charge in (0, -2):
+        settings = TrainingSettings(n_steps=1, projects_sum_rules=True, float64=True)
+        trainer = training._Trainer("apt", labels(2, 1, charge), SMALL, settings, None, None)
+        graph = training.join(trainer.graphs)
+        reference = torch.cat(trainer.references)
+        scale, mean = trainer.network.scale[graph.species], trainer.network.mean[graph.species]
+        masses = torch.cat(trainer.mass_weights)[:, None]
+        constant = to_irreps("apt", torch.ones(1, 3, 3, dtype=torch.float64))
+        spoiled = (reference * scale + mean + masses * constant - mean) / scale
+        projected = trainer._projected(spoiled, graph, [0, 1])
+        torch.testing.assert_close(projected, reference, atol=1e-10, rtol=0)
+
+
+def test_balanced_species_weights() -> None:
+    trainer = training._Trainer("apt", labels(2, 1), SMALL, BRIEF, None, None)
+    np.testing.assert_allclose(trainer.species_weights.numpy(), [0.75, 1.5])  # per H and per O of H2O
+    settings = TrainingSettings(n_steps=1, block_weights=(2.0, 1.0, 1.0))
+    weighted = training._Trainer("apt", labels(2, 1), SMALL, settings, None, None).component_weights
+    assert weighted.mean() == pytest.approx(1.0)
+    assert weighted[0] == pytest.approx(2 * float(weighted[1]))
+    with pytest.raises(
+        ModelError, match=r"block_weights needs 3 values \(isotropic, antisymmetric, symmetric\), got 1"
+    ):
+        training._Trainer("apt", labels(2, 1), SMALL, TrainingSettings(n_steps=1, block_weights=(1.0,)), None, None)
+
+
+def test_sum_rule_residuals_are_reported() -> None:
+    result = train("apt", labels(4, 1, charge=-2), labels(2, 2, charge=-2, name="test"), SMALL, BRIEF)
+    residual = result.report["sum_rule_rms"]
+    assert residual["train_labels"] == pytest.approx(0.0, abs=1e-12)
+    assert residual["test_labels"] == pytest.approx(0.0, abs=1e-12)
+    assert residual["test_prediction"] > 1e-4
+    assert result.network.metadata["charges"] == [-2.0]
+
+
+def test_files(tmp_path: Path) -> None:
+    write_labels(tmp_path / "train.extxyz", labels(6, 1))
+    write_labels(tmp_path / "test.extxyz", labels(3, 2, name="test"))
+    overrides = {"multiplicities": [8, 4, 2], "n_layers": 1, "n_steps": 10}
+    report = train_files(
+        "apt", tmp_path / "train.extxyz", tmp_path / "test.extxyz", tmp_path / "out", overrides=overrides, seed=4
+    )
+    assert report == json.loads((tmp_path / "out/metrics.json").read_text())
+    assert set(report["test"]["by_species"]) == {"H", "O"}
+    assert len(report["test"]["by_species"]["H"]["by_component"]) == 9
+    assert report["training"]["seed"] == 4
+    with open(tmp_path / "out/history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert int(rows[-1]["step"]) == 10
+    network = load_model(tmp_path / "out/model.pt", "apt")
+    assert network.metadata["preset"] == "default"
+    assert network.metadata["test"]["r2"] == report["test"]["r2"]
+    again = train_files(
+        "apt",
+        tmp_path / "train.extxyz",
+        None,
+        tmp_path / "warm",
+        overrides=overrides,
+        initial_model=tmp_path / "out/model.pt",
+    )
+    assert "test" not in again
+
+
+def test_refusals() -> None:
+    train_set = labels(3, 1)
+    with pytest.raises(LabelError, match="no training labels"):
+        train("apt", [], (), SMALL, BRIEF)
+    without = [LabelledSnapshot(s.atoms, apt=s.apt) for s in train_set]
+    with pytest.raises(LabelError, match="training snapshot 0 has no pgt labels"):
+        train("pgt", without, (), SMALL, BRIEF)
+    with pytest.raises(LabelError, match=r"snapshot run-0/0 is in the training and in the test labels"):
+        train("apt", train_set, train_set[:1], SMALL, BRIEF)
+    helium = LabelledSnapshot(Atoms("He"), apt=np.zeros((1, 3, 3)))
+    with pytest.raises(LabelError, match=r"atomic numbers \[2\]"):
+        train("apt", train_set, [helium], SMALL, BRIEF)
+    network = train("apt", train_set, (), SMALL, TrainingSettings(n_steps=1)).network
+    with pytest.raises(ModelError, match="initial model is for apt, but pgt"):
+        train("pgt", train_set, (), SMALL, BRIEF, initial_model=network)
+    with pytest.raises(ModelError, match="architecture differs in multiplicities"):
+        train("apt", train_set, (), NetworkSettings((4, 4)), BRIEF, initial_model=network)
+    with pytest.raises(ModelError, match="lacks the species"):
+        train("apt", [helium], (), SMALL, BRIEF, initial_model=network)
+    with pytest.raises(ModelError, match="diverged at step"):
+        train("apt", train_set, (), SMALL, TrainingSettings(n_steps=50, learning_rate=1e30, warmup_steps=0))
+
+
+@pytest.mark.slow
+@pytest.mark.reference_data
+def test_learns_from_two_frames_of_liquid_water(reference_data: Path) -> None:
+    frames = [
+        LabelledSnapshot(a, apt=a.arrays["apt"].reshape(-1, 3, 3))
+        for name in ("train10", "test10")
+        for a in read(reference_data / f"water_apt_dft/{name}.extxyz", index=":2")
+    ]
+    result = train("apt", frames[:2], frames[2:], None, TrainingSettings(n_steps=30, batch_size=1))
+    assert result.metrics is not None
+    assert result.metrics.overall_rmse < 0.1  # the mean of each species leaves 0.15 e
+    assert np.isfinite(result.report["sum_rule_rms"]["test_prediction"])
