@@ -1,0 +1,681 @@
+"""What computes forces in fields, and what is done with it: label snapshots, label whole trajectories.
+
+Every force ever computed can be kept in a field-forces file (HDF5), one group for each configuration and level of
+theory, written out after each snapshot. A run that was cut off and is started again computes only what is missing,
+and an APT set grows into a PGT set.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
+
+import ase
+import h5py
+import numpy as np
+
+from mimyria_wf.derivatives import (
+    DerivativeSeries,
+    DerivativeWriter,
+    RemovedMotion,
+    read_derivatives,
+    write_derivatives,
+)
+from mimyria_wf.errors import EngineError, LabelError, MimyriaError, TrajectoryError
+from mimyria_wf.finite_field import (
+    FieldDiagnostics,
+    check_step,
+    check_targets,
+    diagnostics,
+    field_vectors,
+    point_name,
+    response_tensors,
+)
+from mimyria_wf.frames import Trajectory, TrajectoryReader
+from mimyria_wf.labels import (
+    LabelledSnapshot,
+    configuration_key,
+    level_of_theory_key,
+    matching_rows,
+    missing_points,
+    multiplicity,
+    read_snapshots,
+    total_charge,
+    write_labels,
+)
+from mimyria_wf.response import Array, ResponseTensors, project_apt, project_pgt
+
+Progress = Callable[[int, int, str], None]
+
+FORMAT = "mimyria_wf field forces 1"
+FIELD_UNIT = "E_h/(e a0)"
+FORCE_UNIT = "E_h/a0"
+
+
+class FieldEngine(Protocol):
+    """Anything that gives forces of a configuration in homogeneous fields."""
+
+    @property
+    def name(self) -> str:
+        """The program, as the label file names it."""
+
+    @property
+    def version(self) -> str:
+        """The program's version."""
+
+    @property
+    def level_of_theory(self) -> Mapping[str, Any]:
+        """Everything that decides the forces, JSON-able; labels of two engines with the same one are the same."""
+
+    def forces(self, atoms: ase.Atoms, vectors: Array) -> Array:
+        """Return forces (n_fields, n_atoms, 3) [E_h/a0] in fields (n_fields, 3) [E_h/(e a0)].
+
+        Raises:
+            EngineError: instead of returning anything that is not finite or not converged.
+        """
+
+
+@dataclass(frozen=True)
+class FieldForces:
+    """Forces of one snapshot at its field points.
+
+    Attributes:
+        field_vectors: (n_fields, 3) Cartesian vectors [E_h/(e a0)].
+        forces: (n_fields, n_atoms, 3) [E_h/a0].
+    """
+
+    field_vectors: Array
+    forces: Array
+
+    def __post_init__(self) -> None:
+        """Check that shapes fit and that everything is finite."""
+        if self.field_vectors.ndim != 2 or self.field_vectors.shape[1] != 3:
+            raise LabelError(f"field vectors must have shape (n_fields, 3), got {self.field_vectors.shape}")
+        expected = (len(self.field_vectors), "n_atoms", 3)
+        if self.forces.ndim != 3 or (self.forces.shape[0], self.forces.shape[2]) != (expected[0], 3):
+            raise LabelError(f"forces must have shape {expected}, got {self.forces.shape}".replace("'", ""))
+        for array, what in ((self.field_vectors, "field vector"), (self.forces, "forces")):
+            if not np.all(np.isfinite(array)):
+                row = int(np.argwhere(~np.isfinite(array))[0, 0])
+                raise LabelError(f"{what} of field point {self.point_names[row]} not finite: compute this point again")
+
+    @property
+    def point_names(self) -> tuple[str, ...]:
+        """Names of the points, such as "0" and "+x-y"."""
+        return tuple(point_name(vector) for vector in self.field_vectors)
+
+    def tensors(self, targets: Sequence[str] | None = None) -> ResponseTensors:
+        """Return what these forces give, see :func:`mimyria_wf.finite_field.response_tensors`."""
+        return response_tensors(self.field_vectors, self.forces, targets)
+
+    def diagnostics(self, charge: float) -> FieldDiagnostics:
+        """Return the free checks, see :func:`mimyria_wf.finite_field.diagnostics`."""
+        return diagnostics(self.field_vectors, self.forces, charge)
+
+    def chosen(self, vectors: Iterable[Array], step: float) -> FieldForces:
+        """Return the points at these vectors, in this order; all must be there."""
+        wanted = np.array(list(vectors))
+        rows = matching_rows(self.field_vectors, wanted, step)
+        assert None not in rows, "ask missing_points first"
+        return FieldForces(wanted, self.forces[[row for row in rows if row is not None]])
+
+
+@dataclass(frozen=True)
+class StoredFieldForces:
+    """A snapshot of a field-forces file: its atoms, the forces, and what computed them."""
+
+    atoms: ase.Atoms
+    field_forces: FieldForces
+    level_of_theory: Mapping[str, Any]
+    engine: str
+    engine_version: str
+
+
+class FieldForcesStore:
+    """Forces known so far, by configuration and level of theory.
+
+    Args:
+        path: HDF5 file; what it holds already is known, what is added is on disk when :meth:`add` returns.
+            None keeps everything in memory.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self._known: dict[tuple[str, str], FieldForces] = {}
+        if self.path is None:
+            return
+        if self.path.is_file():
+            self.include(self.path)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with h5py.File(self.path, "w") as file:
+                file.attrs.update(format=FORMAT, field_unit=FIELD_UNIT, force_unit=FORCE_UNIT)
+
+    def include(self, path: str | Path) -> None:
+        """Know what another field-forces file holds, too, without copying it into this one."""
+        for stored in iterate_field_forces(path):
+            key = (configuration_key(stored.atoms), level_of_theory_key(stored.level_of_theory))
+            self._known[key] = self._merged(key, stored.field_forces)
+
+    def points(self) -> dict[tuple[str, str], Array]:
+        """Return the known field vectors by (configuration_key, level_of_theory_key), for `missing_points`."""
+        return {key: known.field_vectors for key, known in self._known.items()}
+
+    def missing(
+        self, atoms: ase.Atoms, level: Mapping[str, Any], targets: Sequence[str], step: float
+    ) -> dict[str, Array]:
+        """Return the field points of a snapshot still to be computed, by name."""
+        key = (configuration_key(atoms), level_of_theory_key(level))
+        known = {key: self._known[key].field_vectors} if key in self._known else {}
+        return missing_points(known, atoms, level, targets, step)
+
+    def get(self, atoms: ase.Atoms, level: Mapping[str, Any]) -> FieldForces | None:
+        """Return what is known of this snapshot."""
+        return self._known.get((configuration_key(atoms), level_of_theory_key(level)))
+
+    def add(self, atoms: ase.Atoms, new: FieldForces, engine: FieldEngine) -> FieldForces:
+        """Keep these points and return all that is known of the snapshot."""
+        return self.add_stored(StoredFieldForces(atoms, new, engine.level_of_theory, engine.name, engine.version))
+
+    def add_stored(self, new: StoredFieldForces) -> FieldForces:
+        """Keep the points of another store, and return all that is known of that snapshot."""
+        key = (configuration_key(new.atoms), level_of_theory_key(new.level_of_theory))
+        merged = self._merged(key, new.field_forces)
+        if self.path is not None:
+            with _uninterrupted(), _opened(self.path, "r+") as file:
+                _write_group(file, key, new, merged)
+        self._known[key] = merged
+        return merged
+
+    def _merged(self, key: tuple[str, str], new: FieldForces) -> FieldForces:
+        known = self._known.get(key)
+        if known is None:
+            return new
+        if known.forces.shape[1] != new.forces.shape[1]:
+            raise LabelError(f"one configuration with {known.forces.shape[1]} and {new.forces.shape[1]} atoms")
+        lengths = np.linalg.norm(np.concatenate([known.field_vectors, new.field_vectors]), axis=1)
+        step = float(lengths[lengths > 0].min(initial=1.0))
+        rows = matching_rows(known.field_vectors, new.field_vectors, step)
+        fresh = [k for k, row in enumerate(rows) if row is None]
+        return FieldForces(
+            np.concatenate([known.field_vectors, new.field_vectors[fresh]]),
+            np.concatenate([known.forces, new.forces[fresh]]),
+        )
+
+
+def _write_group(file: h5py.File, key: tuple[str, str], new: StoredFieldForces, merged: FieldForces) -> None:
+    name = "/".join(key)
+    if name in file:
+        del file[name]
+    group = file.create_group(name)
+    group.create_dataset("field_vectors", data=merged.field_vectors).attrs["unit"] = FIELD_UNIT
+    group.create_dataset("forces", data=merged.forces).attrs["unit"] = FORCE_UNIT
+    group.create_dataset("numbers", data=new.atoms.numbers)
+    group.create_dataset("positions", data=new.atoms.positions).attrs["unit"] = "A"
+    group.create_dataset("cell", data=np.asarray(new.atoms.cell)).attrs["unit"] = "A"
+    group.create_dataset("pbc", data=np.asarray(new.atoms.pbc))
+    group.attrs["point_names"] = json.dumps(merged.point_names)
+    group.attrs["level_of_theory"] = json.dumps(dict(new.level_of_theory), sort_keys=True)
+    group.attrs["engine"] = new.engine
+    group.attrs["engine_version"] = new.engine_version
+    info: dict[str, Any] = {"charge": total_charge(new.atoms), "multiplicity": multiplicity(new.atoms)}
+    if "snapshot" in new.atoms.info:
+        info["snapshot"] = str(new.atoms.info["snapshot"])
+    group.attrs["info"] = json.dumps(info)
+
+
+@contextmanager
+def _opened(path: Path, mode: str) -> Iterator[h5py.File]:
+    """Open a field-forces file or say in one line why not."""
+    try:
+        file = h5py.File(path, mode)
+    except BlockingIOError:
+        raise LabelError(f"{path} is in use by another process: wait for it or choose another file") from None
+    except OSError as error:
+        reason = "it does not exist" if not path.exists() else " ".join(str(error).split())
+        raise LabelError(f"{path} cannot be opened as a field-forces file: {reason}; remove it to start over") from None
+    with file:
+        if file.attrs.get("format") != FORMAT:
+            found = file.attrs.get("format", "none")
+            raise LabelError(f"{path} is not a field-forces file (format '{found}', expected '{FORMAT}')")
+        yield file
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold termination back while a file is between two good states (milliseconds)."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def iterate_field_forces(path: str | Path) -> Iterator[StoredFieldForces]:
+    """Yield the snapshots of a field-forces file; LabelError if it is none or holds forces that are not finite."""
+    path = Path(path)
+    with _opened(path, "r") as file:
+        for configuration in file:
+            for level in file[configuration]:
+                group = file[configuration][level]
+                try:
+                    atoms = ase.Atoms(
+                        group["numbers"][()], group["positions"][()], cell=group["cell"][()], pbc=group["pbc"][()]
+                    )
+                    atoms.info.update(json.loads(group.attrs["info"]))
+                    forces = FieldForces(group["field_vectors"][()], group["forces"][()])
+                    theory = json.loads(group.attrs["level_of_theory"])
+                    made_by = str(group.attrs["engine"]), str(group.attrs["engine_version"])
+                except KeyError as error:
+                    raise LabelError(
+                        f"{path}: group {configuration[:12]} is incomplete ({error}): remove the file"
+                    ) from None
+                except LabelError as error:
+                    raise LabelError(f"{path}: {error}") from None
+                yield StoredFieldForces(atoms, forces, theory, *made_by)
+
+
+def read_field_forces(path: str | Path) -> list[StoredFieldForces]:
+    """Return every snapshot of a field-forces file."""
+    return list(iterate_field_forces(path))
+
+
+def write_field_forces(path: str | Path, stored: Iterable[StoredFieldForces]) -> None:
+    """Add snapshots to a field-forces file, which is made if need be; points already there are kept."""
+    store = FieldForcesStore(path)
+    for one in stored:
+        store.add_stored(one)
+
+
+def label_snapshots(
+    engine: FieldEngine,
+    snapshots: Sequence[ase.Atoms],
+    step: float,
+    targets: Sequence[str],
+    progress: Progress | None = None,
+    store: FieldForcesStore | None = None,
+) -> Iterator[tuple[FieldForces, ResponseTensors]]:
+    """Yield forces and tensors of each snapshot, computing only field points that the store does not know.
+
+    Args:
+        engine: gives the forces.
+        snapshots: what to label.
+        step: h [E_h/(e a0)].
+        targets: "apt", "pgt" or both; the APT of a PGT set is there too.
+        progress: called with (snapshots done, all, what is going on).
+        store: known forces, extended as the work goes on.
+    """
+    step, wanted = check_step(step), check_targets(targets)
+    store = store if store is not None else FieldForcesStore()
+    level = engine.level_of_theory
+    for index, atoms in enumerate(snapshots):
+        missing = store.missing(atoms, level, wanted, step)
+        if missing:
+            vectors = np.array(list(missing.values()))
+            new = FieldForces(vectors, _checked_forces(engine, atoms, vectors))
+            known = store.add(atoms, new, engine)
+        else:
+            known = store.get(atoms, level) or FieldForces(np.empty((0, 3)), np.empty((0, len(atoms), 3)))
+        field_forces = known.chosen(field_vectors(step, wanted).values(), step)
+        tensors = field_forces.tensors(wanted)
+        if progress is not None:
+            progress(index + 1, len(snapshots), f"{len(missing)} field points computed" if missing else "known")
+        yield field_forces, tensors
+
+
+def _checked_forces(engine: FieldEngine, atoms: ase.Atoms, vectors: Array) -> Array:
+    forces = np.asarray(engine.forces(atoms, vectors), dtype=float)
+    where = f"{engine.name} gave {{}} for {atoms.info.get('snapshot', atoms.get_chemical_formula())}"
+    if forces.shape != (len(vectors), len(atoms), 3):
+        raise EngineError(where.format(f"forces of shape {forces.shape}, expected {(len(vectors), len(atoms), 3)},"))
+    if not np.all(np.isfinite(forces)):
+        point, atom, _ = np.argwhere(~np.isfinite(forces))[0]
+        name = point_name(vectors[point])
+        raise EngineError(where.format(f"forces that are not finite (field point {name}, atom {atom})"))
+    return forces
+
+
+def label_file(
+    path: str | Path,
+    engine: FieldEngine,
+    targets: Sequence[str],
+    step: float,
+    out: str | Path,
+    field_forces_out: str | Path | None = None,
+    points_known: str | Path | Sequence[str | Path] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Label every snapshot of a file and write it with columns apt:R:9 and, for a PGT, pgt:R:27.
+
+    Labels are written as computed, with the sum rules' residual in the result, not projected.
+
+    Args:
+        path: snapshots, extxyz or anything ASE reads; info charge and multiplicity count.
+        engine: gives the forces.
+        targets: "apt", "pgt" or both; with "pgt" the APT comes for free and is written too.
+        step: h [E_h/(e a0)].
+        out: extxyz file to write, once all labels are there.
+        field_forces_out: field-forces file that grows snapshot by snapshot; if it exists, nothing in it is computed
+            again.
+        points_known: further field-forces files whose points need not be computed.
+        progress: called with (snapshots done, all, what is going on).
+
+    Returns:
+        JSON-able: counts of snapshots and field points, engine, level of theory, largest sum-rule residuals [e],
+        [e^2 a0/E_h], the field sets' diagnostics, seconds.
+    """
+    began = time.perf_counter()
+    step, wanted = check_step(step), check_targets(targets)
+    snapshots = read_snapshots(path)
+    store = FieldForcesStore(field_forces_out)
+    for known in [points_known] if isinstance(points_known, str | Path) else points_known or []:
+        store.include(known)
+    level = engine.level_of_theory
+    labelled: list[LabelledSnapshot] = []
+    checks: list[FieldDiagnostics] = []
+    n_needed = len(field_vectors(step, wanted))
+    n_computed = sum(len(m) for m in _plan(store, snapshots, level, wanted, step))
+    for atoms, (field_forces, tensors) in zip(
+        snapshots, label_snapshots(engine, snapshots, step, wanted, progress, store), strict=True
+    ):
+        labelled.append(LabelledSnapshot(atoms, tensors.apt, tensors.pgt))
+        checks.append(field_forces.diagnostics(total_charge(atoms)))
+    metadata: dict[str, str | int | float] = {
+        "field_step": step,
+        "engine": engine.name,
+        "engine_version": engine.version,
+        "level_of_theory": level_of_theory_key(level),
+    }
+    write_labels(out, labelled, metadata)
+    residuals = [one.tensors.sum_rule_residual(one.charge).largest() for one in labelled]
+    return {
+        "labels": str(out),
+        "field_forces": None if field_forces_out is None else str(field_forces_out),
+        "targets": sorted(labelled[0].tensors.tensors()),
+        "n_snapshots": len(labelled),
+        "n_atoms": sum(len(one.atoms) for one in labelled),
+        "n_points": n_needed * len(labelled),
+        "n_points_computed": n_computed,
+        **metadata,
+        "level": dict(level),
+        "largest_sum_rule_residual": {name: max(r[name] for r in residuals) for name in residuals[0]},
+        "largest_net_force": _largest(c.net_force for c in checks),
+        "largest_apt_noise": _largest(c.apt_noise for c in checks),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _plan(
+    store: FieldForcesStore,
+    snapshots: Sequence[ase.Atoms],
+    level: Mapping[str, Any],
+    targets: Sequence[str],
+    step: float,
+) -> list[dict[str, Array]]:
+    """Return the missing points of each snapshot; one that comes twice is computed once."""
+    plans: list[dict[str, Array]] = []
+    seen: set[str] = set()
+    for atoms in snapshots:
+        key = configuration_key(atoms)
+        plans.append({} if key in seen else store.missing(atoms, level, targets, step))
+        seen.add(key)
+    return plans
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return max(present) if present else None
+
+
+@dataclass(frozen=True)
+class _TensorTask:
+    """Computes tensors of a chunk of frames, in this process or another."""
+
+    engine: FieldEngine
+    step: float
+    targets: tuple[str, ...]
+
+    def __call__(self, first: int, chunk: Trajectory) -> tuple[Array, Array | None]:
+        vectors = np.array(list(field_vectors(self.step, self.targets).values()))
+        apt, pgt = [], []
+        for frame in range(len(chunk.positions)):
+            atoms = chunk.atoms(frame)
+            atoms.info["snapshot"] = f"{chunk.name}/{first + frame}"
+            forces = _checked_forces(self.engine, atoms, vectors)
+            tensors = response_tensors(vectors, forces, self.targets)
+            apt.append(tensors.apt)
+            pgt.append(tensors.pgt)
+        return np.array(apt), np.array(pgt) if "pgt" in self.targets else None
+
+
+_task: _TensorTask | None = None
+
+
+def _take_task(task: _TensorTask) -> None:
+    """Give a worker process its engine once, so that its calculators stay warm from chunk to chunk."""
+    global _task
+    _task = task
+
+
+def _work(first: int, chunk: Trajectory) -> tuple[Array, Array | None]:
+    assert _task is not None
+    return _task(first, chunk)
+
+
+def _in_order(
+    task: _TensorTask, chunks: Iterator[tuple[int, Trajectory]], processes: int
+) -> Iterator[tuple[Trajectory, tuple[Array, Array | None]]]:
+    """Yield each chunk with its tensors; a few chunks in memory at a time."""
+    if processes == 1:
+        for first, chunk in chunks:
+            yield chunk, task(first, chunk)
+        return
+    waiting: deque[tuple[Trajectory, Future[tuple[Array, Array | None]]]] = deque()
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_take_task, initargs=(task,))
+    try:
+        for first, chunk in chunks:
+            waiting.append((chunk, pool.submit(_work, first, chunk)))
+            if len(waiting) >= 2 * processes:
+                oldest, future = waiting.popleft()
+                yield oldest, future.result()
+        while waiting:
+            oldest, future = waiting.popleft()
+            yield oldest, future.result()
+    except BrokenProcessPool:
+        raise EngineError("a labelling process ended unexpectedly (out of memory?): use fewer processes") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def label_trajectory(
+    reader: TrajectoryReader,
+    engine: FieldEngine,
+    targets: Sequence[str],
+    step: float,
+    out_derivatives: str | Path,
+    start: int = 0,
+    stop: int | None = None,
+    progress: Progress | None = None,
+    *,
+    project_sum_rules: bool = True,
+    volume: float | None = None,
+    removed_motion: RemovedMotion | None = None,
+    processes: int = 1,
+    chunk_size: int = 50,
+) -> dict[str, Any]:
+    """Label every frame of a trajectory and contract the tensors with the velocities at once.
+
+    The explicit reference of a prediction: same velocities, same sum-rule projection (weights m_i/M), same file.
+
+    Args:
+        reader: the trajectory, with velocities; its metadata may hold charge and multiplicity.
+        engine: gives the forces; with `processes` it must be picklable.
+        targets: "apt", "pgt" or both.
+        step: h [E_h/(e a0)].
+        out_derivatives: derivatives file to write, see :mod:`mimyria_wf.derivatives`.
+        start: first frame.
+        stop: frame after the last; None for all. Files of neighbouring stretches join by :func:`join_derivatives`.
+        progress: called with (frames done, all, what is going on).
+        project_sum_rules: whether the tensors obey the sum rules before they are contracted, as in prediction.
+        volume: nominal volume of a cluster [A^3]; that of the cell by default.
+        removed_motion: rigid motions that the velocities lack; None finds out from the first chunk.
+        processes: workers that share the frames, each with an engine of its own.
+        chunk_size: frames a worker takes at a time.
+
+    Returns:
+        JSON-able: frames, engine, level of theory, temperature [K], rms and largest sum-rule residual before
+        projection, seconds.
+    """
+    began = time.perf_counter()
+    step, wanted = check_step(step), check_targets(targets)
+    reader.require_velocities()
+    stop = reader.n_frames if stop is None else stop
+    if not 0 <= start < stop <= reader.n_frames:
+        raise TrajectoryError(f"{reader.name}: frames {start} to {stop} are not within its {reader.n_frames} frames")
+    if processes < 1 or chunk_size < 1:
+        raise EngineError(f"processes and chunk_size must be 1 or more, got {processes} and {chunk_size}")
+    charge = int(reader.metadata.get("charge", 0))
+    masses = np.asarray(reader.masses, dtype=float)
+    is_periodic = bool(np.all(reader.pbc))
+    if volume is None and is_periodic:
+        volume = float(abs(np.linalg.det(reader.cell)))
+    chunks = ((first, reader.read(first, min(first + chunk_size, stop))) for first in range(start, stop, chunk_size))
+    residuals = _ResidualSums(charge)
+    n_done = 0
+    metadata: dict[str, Any] = {
+        "source": "labels",
+        "engine": engine.name,
+        "engine_version": engine.version,
+        "level_of_theory": dict(engine.level_of_theory),
+        "field_step": step,
+        "start": start,
+        "stop": stop,
+        "project_sum_rules": project_sum_rules,
+        "charge": charge,
+    }
+    path = Path(out_derivatives)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with DerivativeWriter(
+        path,
+        name=reader.name,
+        timestep=reader.timestep,
+        masses=masses,
+        volume=volume,
+        is_periodic=is_periodic,
+        removed_motion=removed_motion,
+        metadata=metadata,
+    ) as writer:
+        for chunk, (apt, pgt) in _in_order(_TensorTask(engine, step, wanted), chunks, processes):
+            residuals.add(apt, pgt)
+            if project_sum_rules:
+                apt = project_apt(apt, masses, charge)
+                pgt = None if pgt is None else project_pgt(pgt, masses)
+            assert chunk.velocities is not None
+            writer.append(chunk.velocities, chunk.positions, apt=apt, pgt=pgt)
+            n_done += len(chunk.positions)
+            if progress is not None:
+                progress(n_done, stop - start, f"labels along {reader.name}")
+        writer.metadata["sum_rule_residual"] = residuals.summary()
+        temperature = writer.sums.temperature
+    return {
+        "derivatives": str(path),
+        "n_frames": n_done,
+        "temperature": temperature,
+        **metadata,
+        "sum_rule_residual": residuals.summary(),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+class _ResidualSums:
+    """Root mean square and largest component of the sum-rule residuals over frames."""
+
+    def __init__(self, charge: float) -> None:
+        self.charge = charge
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, apt: Array | None, pgt: Array | None) -> None:
+        """Take in a chunk of unprojected tensors, (n_frames, n_atoms, ...)."""
+        left = {"apt": None if apt is None else apt.sum(axis=1) - self.charge * np.eye(3)}
+        left["pgt"] = None if pgt is None else pgt.sum(axis=1)
+        for name, values in left.items():
+            if values is not None:
+                square, n_values, largest = self._sums.get(name, [0.0, 0.0, 0.0])
+                largest = max(largest, float(np.abs(values).max()))
+                self._sums[name] = [square + float(np.sum(values**2)), n_values + values.size, largest]
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Return rms and largest component by tensor [e], [e^2 a0/E_h]."""
+        return {name: {"rms": float(np.sqrt(s / n)), "largest": m} for name, (s, n, m) in self._sums.items()}
+
+
+def join_derivatives(paths: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
+    """Join derivatives files of neighbouring stretches of one trajectory, in the order given.
+
+    The equipartition squares are means weighted with the kinetic temperature (:mod:`mimyria_wf.derivatives`), so the
+    whole is the parts' mean with the sums of their temperatures as weights.
+    """
+    parts = [read_derivatives(path) for path in paths]
+    if not parts:
+        raise LabelError("no derivatives files to join")
+    first = parts[0]
+    for path, before, part in zip(list(paths)[1:], parts, parts[1:]):
+        for what in ("name", "timestep", "group_names", "volume", "removed_motion", "is_periodic"):
+            if getattr(part, what) != getattr(first, what):
+                raise LabelError(f"{path}: {what} is {getattr(part, what)}, the first part has {getattr(first, what)}")
+        expected, found = before.metadata.get("stop"), part.metadata.get("start")
+        if expected != found:
+            raise LabelError(f"{path}: its first frame is {found}, expected {expected}: give all parts in order")
+    temperatures = [_frames_temperature(path, part) for path, part in zip(paths, parts)]
+    weights = np.array([t.sum() for t in temperatures])
+    weights /= weights.sum()
+
+    def mean(name: str) -> Array | None:
+        squares = [getattr(part, name) for part in parts]
+        return None if squares[0] is None else np.einsum("p,pab->ab", weights, np.array(squares))
+
+    def joined(name: str) -> Array | None:
+        series = [getattr(part, name) for part in parts]
+        return None if series[0] is None else np.concatenate(series)
+
+    temperature = np.concatenate(temperatures)
+    try:
+        whole = DerivativeSeries(
+            name=first.name,
+            timestep=first.timestep,
+            temperature=float(temperature.mean()),
+            dipole_derivative=joined("dipole_derivative"),
+            polarizability_derivative=joined("polarizability_derivative"),
+            group_names=first.group_names,
+            volume=first.volume,
+            apt_square=mean("apt_square"),
+            pgt_square=mean("pgt_square"),
+            removed_motion=first.removed_motion,
+            degrees_of_freedom=first.degrees_of_freedom,
+            is_periodic=first.is_periodic,
+            kinetic_temperature=temperature,
+            metadata={**first.metadata, "stop": parts[-1].metadata.get("stop"), "n_parts": len(parts)},
+        )
+    except (TypeError, ValueError, MimyriaError) as error:
+        raise LabelError(f"{', '.join(map(str, paths))} do not join: {error}") from None
+    write_derivatives(out, whole)
+    return {"derivatives": str(out), "n_frames": len(temperature), "n_parts": len(parts)}
+
+
+def _frames_temperature(path: str | Path, part: DerivativeSeries) -> Array:
+    if part.kinetic_temperature is None:
+        raise LabelError(f"{path} has no temperature of each frame, without which parts cannot be weighted")
+    return part.kinetic_temperature
