@@ -630,3 +630,77 @@ def read_derivatives(path: str | Path) -> DerivativeSeries:
         metadata=json.loads(attributes["metadata"]),
         **arrays,
     )
+
+
+def join_derivatives(parts: Sequence[DerivativeSeries], name: str | None = None) -> DerivativeSeries:
+    """Join consecutive stretches of one run into one series.
+
+    Temperatures are averaged over frames and squares with the weight frames times temperature, as if the run had been
+    contracted in one go. Metadata are those of the first part.
+
+    Args:
+        parts: in the order of time; the frames of each follow those of the one before.
+        name: of the result; that of the first part by default.
+
+    Raises:
+        SpectrumError: no parts, or parts that differ in time step, volume, groups, tensors or removed motion.
+    """
+    if not parts:
+        raise SpectrumError("no parts to join")
+    first = parts[0]
+    for part in parts[1:]:
+        for key in ("timestep", "volume", "group_names", "removed_motion", "degrees_of_freedom", "is_periodic"):
+            mine, theirs = getattr(first, key), getattr(part, key)
+            if mine != theirs:
+                raise SpectrumError(
+                    f"parts of a run differ in {key}: {first.name} has {mine}, {part.name} has {theirs}"
+                )
+    counts = np.array([part.n_frames for part in parts], dtype=float)
+    heat = counts * [part.temperature for part in parts]
+
+    def mean(key: str) -> Array | None:
+        squares = _of_all(parts, key)
+        return None if squares is None else np.einsum("p,pfg->fg", heat / heat.sum(), np.array(squares))
+
+    def series(key: str) -> Array | None:
+        pieces = _of_all(parts, key)
+        return None if pieces is None else np.concatenate(pieces)
+
+    return DerivativeSeries(
+        name=first.name if name is None else name,
+        timestep=first.timestep,
+        temperature=float(heat.sum() / counts.sum()),
+        dipole_derivative=series("dipole_derivative"),
+        polarizability_derivative=series("polarizability_derivative"),
+        group_names=first.group_names,
+        volume=first.volume,
+        apt_square=mean("apt_square"),
+        pgt_square=mean("pgt_square"),
+        removed_motion=first.removed_motion,
+        degrees_of_freedom=first.degrees_of_freedom,
+        is_periodic=first.is_periodic,
+        kinetic_temperature=series("kinetic_temperature"),
+        metadata=first.metadata,
+    )
+
+
+def _of_all(parts: Sequence[DerivativeSeries], key: str) -> list[Array] | None:
+    """Return one array of each part, None if no part has it."""
+    found = [getattr(part, key) for part in parts]
+    if all(array is None for array in found):
+        return None
+    for part, array in zip(parts, found):
+        if array is None:
+            raise SpectrumError(f"{part.name} has no {key}, other parts of the run have one")
+    return found
+
+
+def join_derivative_files(paths: Sequence[str | Path], out: str | Path, name: str | None = None) -> dict[str, Any]:
+    """Join files of consecutive stretches into one; see :func:`join_derivatives`.
+
+    Returns:
+        name, number of frames, temperature and path of the result.
+    """
+    joined = join_derivatives([read_derivatives(path) for path in paths], name)
+    write_derivatives(out, joined)
+    return {"name": joined.name, "n_frames": joined.n_frames, "temperature": joined.temperature, "path": str(out)}

@@ -12,6 +12,8 @@ from mimyria_wf.derivatives import (
     contract,
     derivative_series,
     find_removed_motion,
+    join_derivative_files,
+    join_derivatives,
     kinetic_temperature,
     mean_square,
     projected_square,
@@ -136,6 +138,30 @@ def test_chunks_give_the_same_file_as_the_whole(tmp_path):
         ):
             np.testing.assert_allclose(getattr(series, key), getattr(whole, key), rtol=1e-12)
         assert series.temperature == pytest.approx(whole.temperature, rel=1e-13)
+
+
+def test_joined_parts_equal_the_whole(tmp_path):
+    positions, velocities, apt, pgt = run(50, removed="translation")
+    whole = derivative_series(velocities, positions, MASSES, 0.5, apt=apt, pgt=pgt, name="r")
+    parts = []
+    for i, part in enumerate((slice(0, 20), slice(20, 50))):
+        tensors = {"apt": apt[part], "pgt": pgt[part]}
+        parts.append(derivative_series(velocities[part], positions[part], MASSES, 0.5, **tensors, name=f"r{i}"))
+        write_derivatives(tmp_path / f"{i}.h5", parts[-1])
+    assert join_derivative_files([tmp_path / "0.h5", tmp_path / "1.h5"], tmp_path / "r.h5", "r")["n_frames"] == 50
+    joined = read_derivatives(tmp_path / "r.h5")
+    for key in ("dipole_derivative", "polarizability_derivative", "kinetic_temperature", "apt_square", "pgt_square"):
+        np.testing.assert_allclose(getattr(joined, key), getattr(whole, key), rtol=1e-12)
+    assert joined.temperature == pytest.approx(whole.temperature, rel=1e-13)
+    for change, message in (
+        ({"timestep": 1.0}, "differ in timestep"),
+        ({"pgt_square": None}, "r1 has no pgt_square"),
+        ({"volume": 3.0}, "differ in volume"),
+    ):
+        with pytest.raises(SpectrumError, match=message):
+            join_derivatives([parts[0], replace(parts[1], **change)])
+    with pytest.raises(SpectrumError, match="no parts"):
+        join_derivatives([])
 
 
 def test_a_run_cut_off_leaves_no_file(tmp_path):

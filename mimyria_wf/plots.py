@@ -1,0 +1,338 @@
+"""Figures: spectra with error bands, explicit against predicted, learning curves.
+
+matplotlib is imported when a figure is drawn, with the Agg canvas, and its global state is left alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimyria_wf.errors import SpectrumError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[Any]
+
+# Okabe and Ito's palette, told apart by everyone
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+IR_LABEL = r"$n(\omega)\,\alpha(\omega)$ / cm$^{-1}$"
+RAMAN_LABEL = r"$I(\omega)$ / $e^4 a_0^4 E_\mathrm{h}^{-2}$ cm"
+WAVENUMBER_LABEL = r"Wavenumber / cm$^{-1}$"
+KIND_NAMES = {"ir": "IR", "iso": "isotropic", "aniso": "anisotropic", "vv": "VV", "vh": "VH"}
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 9.0,
+    "axes.labelsize": 9.0,
+    "legend.fontsize": 8.0,
+    "legend.frameon": False,
+    "axes.linewidth": 0.8,
+    "lines.linewidth": 1.2,
+    "xtick.direction": "in",
+    "ytick.direction": "in",
+    "xtick.top": True,
+    "ytick.right": True,
+    "xtick.minor.visible": True,
+    "ytick.minor.visible": True,
+    "mathtext.fontset": "dejavusans",
+    "savefig.dpi": 200,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a figure.
+
+    Attributes:
+        wavenumber: (n,) [cm^-1].
+        values: (n,); NaN is left blank.
+        error: (n,) half width of the band, or None; NaN draws none.
+        label: in the legend.
+    """
+
+    wavenumber: Array
+    values: Array
+    error: Array | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class LearningPoint:
+    """Figures of one iteration.
+
+    Attributes:
+        n_training: configurations trained on.
+        r2: by target, then by species or "mean".
+        rmse: by target, then by species or "mean" [e] and [e^2 a0/E_h].
+        distances: by spectrum: value, lower and upper end of the interval, to the iteration before.
+    """
+
+    n_training: int
+    r2: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rmse: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    distances: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+
+
+@contextmanager
+def _figure(path: str | Path, rows: int, columns: int, width: float, height: float) -> "Iterator[tuple[Figure, Array]]":
+    """Yield a figure and its axes (rows, columns) in our style, and save it."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, figure.subplots(rows, columns, squeeze=False)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Software": None})
+
+
+def _caption(figure: "Figure", caption: str) -> None:
+    if caption:
+        import textwrap
+
+        text = "\n".join(textwrap.wrap(caption, int(figure.get_figwidth() * 19)))
+        figure.supxlabel(text, fontsize=7, color="#444444", x=0.02, ha="left")
+
+
+def _draw(axes: "Axes", curve: Curve, colour: str, style: str = "-") -> None:
+    axes.plot(curve.wavenumber, curve.values, style, color=colour, label=curve.label or None)
+    if curve.error is not None and np.isfinite(curve.error).any():
+        axes.fill_between(
+            curve.wavenumber, curve.values - curve.error, curve.values + curve.error, color=colour, alpha=0.25, lw=0
+        )
+
+
+def _finish_axis(axes: "Axes", curves: Sequence[Curve], label: str, upper: float, letter: str = "") -> None:
+    axes.set_ylabel(label)
+    axes.set_xlim(0, upper)
+    axes.axhline(0, color="#bbbbbb", lw=0.6, zorder=0)
+    if any(curve.label for curve in curves):
+        axes.legend(loc="best")
+    if letter:
+        axes.text(0.01, 0.97, letter, transform=axes.transAxes, va="top", fontweight="bold")
+
+
+def plot_ir(path: str | Path, curves: Sequence[Curve], caption: str = "", upper: float = 4500.0) -> None:
+    """Draw IR spectra, n alpha [cm^-1], with bands of one standard error.
+
+    Args:
+        path: of the picture.
+        curves: what to draw; the first in black.
+        caption: line below: kind of spectrum, window, temperature.
+        upper: end of the axis [cm^-1].
+    """
+    _require(curves)
+    with _figure(path, 1, 1, 6.0, 3.6) as (figure, axes):
+        for curve, colour in zip(curves, COLOURS):
+            _draw(axes[0, 0], curve, colour)
+        _finish_axis(axes[0, 0], curves, IR_LABEL, upper)
+        axes[0, 0].set_xlabel(WAVENUMBER_LABEL)
+        _caption(figure, caption)
+
+
+def plot_raman(
+    path: str | Path,
+    curves: Mapping[str, Curve],
+    depolarization: Curve | None = None,
+    caption: str = "",
+    upper: float = 4500.0,
+) -> None:
+    """Draw Raman lineshapes on top of each other, and the depolarization ratio below them.
+
+    Args:
+        path: of the picture.
+        curves: lineshapes by kind (iso, vv, vh) [e^4 a0^4 E_h^-2 cm].
+        depolarization: VH/VV, or None.
+        caption: line below.
+        upper: end of the axis [cm^-1].
+    """
+    _require(list(curves.values()))
+    n_rows = 1 if depolarization is None else 2
+    with _figure(path, n_rows, 1, 6.0, 3.6 + 1.3 * (n_rows - 1)) as (figure, axes):
+        top = axes[0, 0]
+        for curve, colour in zip(curves.values(), COLOURS):
+            _draw(top, curve, colour)
+        _finish_axis(top, list(curves.values()), RAMAN_LABEL, upper)
+        positive = np.concatenate([curve.values[np.isfinite(curve.values)] for curve in curves.values()])
+        positive = positive[positive > 0]
+        if len(positive):
+            # the low frequencies hold most of the intensity: six decades show both them and the stretch
+            top.set_yscale("log")
+            top.set_ylim(max(positive.max() * 1e-6, positive.min() * 0.5), positive.max() * 2)
+        if depolarization is not None:
+            top.tick_params(labelbottom=False)
+            bottom = axes[1, 0]
+            top.set_box_aspect(None)
+            _draw(bottom, depolarization, COLOURS[0])
+            bottom.axhline(0.75, color=COLOURS[2], lw=0.8, ls="--")
+            _finish_axis(bottom, [], "VH / VV", upper)
+            bottom.set_ylim(0, 0.9)
+        axes[-1, 0].set_xlabel(WAVENUMBER_LABEL)
+        _caption(figure, caption)
+
+
+def plot_comparison(
+    path: str | Path,
+    pairs: Mapping[str, tuple[Curve, Curve]],
+    distances: Mapping[str, str] | None = None,
+    caption: str = "",
+    upper: float = 4000.0,
+) -> None:
+    """Draw pairs of spectra on top of each other, a panel for each, with their difference below zero of the same axis.
+
+    Args:
+        path: of the picture.
+        pairs: by kind (ir, raman_iso, ...): first and second spectrum.
+        distances: by kind, the text of the distance.
+        caption: line below.
+        upper: end of the axis [cm^-1].
+    """
+    if not pairs:
+        raise SpectrumError("no pair of spectra to draw")
+    with _figure(path, len(pairs), 1, 6.0, 1.1 + 1.8 * len(pairs)) as (figure, axes):
+        for row, (kind, (first, second)) in enumerate(pairs.items()):
+            panel = axes[row, 0]
+            _draw(panel, first, COLOURS[0])
+            _draw(panel, second, COLOURS[2], "--")
+            if len(first.wavenumber) == len(second.wavenumber):
+                panel.plot(first.wavenumber, second.values - first.values, color=COLOURS[7], lw=0.8, label="difference")
+            is_ir = kind == "ir"
+            short = kind.removeprefix("raman_")
+            _finish_axis(
+                panel, [first, second], IR_LABEL if is_ir else RAMAN_LABEL.replace("I(", f"I_{{{short}}}("), upper
+            )
+            title = "IR" if is_ir else f"Raman, {KIND_NAMES.get(short, short)}"
+            panel.set_title(f"{title}   {(distances or {}).get(kind, '')}", fontsize=8, loc="left")
+            values = np.concatenate(
+                [c.values[(c.wavenumber <= upper) & np.isfinite(c.values)] for c in (first, second)]
+            )
+            if not is_ir and len(values) and values.max() > 0:
+                panel.set_yscale("symlog", linthresh=float(values.max()) * 1e-3)
+                panel.yaxis.set_minor_locator(_no_minor_ticks())
+            if row + 1 < len(pairs):
+                panel.tick_params(labelbottom=False)
+        axes[-1, 0].set_xlabel(WAVENUMBER_LABEL)
+        _caption(figure, caption)
+
+
+def _no_minor_ticks() -> Any:
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
+
+
+def plot_learning_curve(
+    path: str | Path,
+    points: Sequence[LearningPoint],
+    r2_threshold: float | None = None,
+    distance_threshold: float | None = None,
+    caption: str = "",
+) -> None:
+    """Draw R^2 and RMSE of each target by species, and spectral distances, against the number of configurations.
+
+    Args:
+        path: of the picture.
+        points: iterations, oldest first.
+        r2_threshold: of stage 1, as a dashed line.
+        distance_threshold: of stage 2.
+        caption: line below.
+    """
+    if not points:
+        raise SpectrumError("no iteration to draw a learning curve of")
+    targets = list(points[-1].r2)
+    columns = max(len(targets), 1)
+    n = [point.n_training for point in points]
+    with _figure(path, 3, columns, 3.6 * columns, 6.4) as (figure, axes):
+        for column, target in enumerate(targets):
+            unit = {"apt": "$e$", "pgt": r"$e^2 a_0 E_\mathrm{h}^{-1}$"}.get(target, "a.u.")
+            for row, (name, label) in enumerate((("r2", "$R^2$"), ("rmse", f"RMSE / {unit}"))):
+                panel = axes[row, column]
+                for species, colour in zip(getattr(points[-1], name).get(target, {}), COLOURS):
+                    values = [getattr(p, name).get(target, {}).get(species, np.nan) for p in points]
+                    panel.plot(n, values, "o-", ms=3.5, color=colour, label=species)
+                panel.set_ylabel(label)
+                if name == "r2" and r2_threshold is not None:
+                    panel.axhline(r2_threshold, color="#888888", lw=0.8, ls="--")
+                elif name == "rmse":
+                    panel.set_ylim(bottom=0)
+                if row == 0:
+                    panel.set_title(target.upper(), fontsize=9)
+                if panel.get_legend_handles_labels()[0]:
+                    panel.legend(loc="best")
+            kinds = [k for k in points[-1].distances if (k == "ir") == (target == "apt")]
+            _draw_distances(axes[2, column], points, kinds, distance_threshold)
+        for panel in axes.flat:
+            panel.set_xlim(0.9 * min(n), 1.1 * max(n))
+            _count_axis(panel, n)
+        for panel in axes[-1]:
+            panel.set_xlabel("Training configurations")
+        _caption(figure, caption)
+
+
+def _draw_distances(
+    panel: "Axes", points: Sequence[LearningPoint], kinds: Sequence[str], threshold: float | None
+) -> None:
+    for kind, colour in zip(kinds, COLOURS):
+        known = [(p.n_training, *p.distances[kind]) for p in points if kind in p.distances]
+        x, value, lower, upper = np.array(known, dtype=float).T
+        short = kind.removeprefix("raman_")
+        panel.plot(x, value, "s-", ms=3.5, color=colour, label=KIND_NAMES.get(short, short))
+        panel.vlines(x, np.where(np.isfinite(lower), lower, value), np.where(np.isfinite(upper), upper, value), colour)
+    panel.set_ylabel(r"$\Delta$ to the iteration before")
+    panel.set_ylim(bottom=0)
+    if threshold is not None:
+        panel.axhline(threshold, color="#888888", lw=0.8, ls="--")
+    if kinds:
+        panel.legend(loc="best")
+
+
+def _count_axis(panel: "Axes", counts: Sequence[int]) -> None:
+    """Use a logarithmic axis that is marked at the numbers there are."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(FixedLocator(sorted(set(counts))))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _require(curves: Sequence[Curve]) -> None:
+    if not curves:
+        raise SpectrumError("no spectrum to draw")
+    if len(curves) > len(COLOURS):
+        raise SpectrumError(f"a figure holds at most {len(COLOURS)} spectra, got {len(curves)}")
+
+
+def learning_points(records: Sequence[Mapping[str, Any]]) -> list[LearningPoint]:
+    """Read iterations from JSON-able records; see :func:`mimyria_wf.convergence.iteration_from_dict`."""
+    points = []
+    for record in records:
+        r2: dict[str, dict[str, float]] = {}
+        rmse: dict[str, dict[str, float]] = {}
+        for target, metrics in record.get("metrics", {}).items():
+            errors = metrics.get("test", metrics)
+            for name, values in (("r2", r2), ("rmse", rmse)):
+                by_species = {s: e.get(name) for s, e in errors.get("by_species", {}).items()}
+                every = {"mean": errors.get(name), **by_species}
+                values[target] = {s: float("nan") if v is None else float(v) for s, v in every.items()}
+        distances = {}
+        for kind, entry in record.get("comparison", {}).get("spectra", {}).items():
+            ends = [float("nan") if entry.get(k) is None else float(entry[k]) for k in ("distance", "lower", "upper")]
+            distances[kind] = (ends[0], ends[1], ends[2])
+        points.append(LearningPoint(int(record["n_training"]), r2, rmse, distances))
+    return points
+
+
+def learning_curve_from_dicts(
+    path: str | Path, settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]], caption: str = ""
+) -> None:
+    """Draw a learning curve from the JSON-able settings and records of :mod:`mimyria_wf.convergence`."""
+    plot_learning_curve(path, learning_points(records), settings.get("r2"), settings.get("spectral_distance"), caption)
