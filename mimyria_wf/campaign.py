@@ -660,7 +660,9 @@ class Convergence(Section):
         0.02, description="Stage 2: spectral distance (Eq. 16) between two iterations that must not be exceeded."
     )
     n_stable: Count = Field(1, description="Stage 2 must hold this many times in a row.")
-    trajectories: Count = Field(4, description="Trajectories that the spectra of an iteration are computed from.")
+    trajectories: Count = Field(
+        4, description="Trajectories that an iteration's spectra are computed from (all if fewer)."
+    )
     stride: Count = Field(4, description="Frames between predicted tensors in these spectra; splined in between.")
     minimum_iterations: Count = Field(3, description="Iterations before stopping is considered.")
 
@@ -721,7 +723,7 @@ class Computer(Section):
                 remedy = f"did you mean {close}?" if close else f"known keys are {', '.join(RESOURCES)}"
                 raise _wrong(key, "is not a scheduler resource", remedy)
             if key != "parallel_env" and not (_is_number(number) and isinstance(number, int) and number > 0):
-                raise _wrong(key, f"must be a whole number of at least 1, got {_found(number)}", "correct the value")
+                raise _wrong(key, f"must be a whole number of at least 1, got {_found(number)}", "write 1 or more")
         return value
 
     @field_validator("code")
@@ -892,7 +894,7 @@ class Campaign(Section):
         try:
             return cls.model_validate(data, context=source)
         except ValidationError as error:
-            raise CampaignFileError(_problems(error, data, source)) from None
+            raise CampaignFileError(_problems(error, source)) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the campaign with its defaults as plain values; :meth:`from_dict` takes them back."""
@@ -1141,7 +1143,7 @@ def load_campaign(path: Path | str) -> Campaign:
     except IsADirectoryError:
         raise CampaignFileError([Problem((), f"{path} is a folder", "name the YAML file in it")]) from None
     except UnicodeDecodeError:
-        problem = Problem((), "is not a text file in UTF-8", "save it as UTF-8", name)
+        problem = Problem((), "the file is not text in UTF-8", "save it as UTF-8", name)
         raise CampaignFileError([problem]) from None
     except OSError as error:
         raise CampaignFileError([Problem((), f"cannot read {path}", str(error.strerror))]) from None
@@ -1175,26 +1177,28 @@ def _read_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
     except DuplicateKeyError as error:
         mark = error.problem_mark
         key = re.search(r'duplicate key "?([^"\s]+)"?', str(error.problem))
-        statement = f"key {key.group(1) if key else ''} is there twice in one section".replace("  ", " ")
+        statement = f"the key {key.group(1) if key else ''} is there twice in one section".replace("  ", " ")
         raise CampaignFileError(
             [Problem((), statement, "remove one of the two", name, mark.line + 1 if mark else None)]
         ) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        statement = f"is not valid YAML: {' '.join(filter(None, [error.context, error.problem]))}"
+        statement = f"the file is not valid YAML: {' '.join(filter(None, [error.context, error.problem]))}"
         remedy = "check indentation, colons and brackets there and in the line above"
         if "'\\t'" in statement:
-            statement, remedy = "has a tab where YAML wants spaces", "replace tabs by spaces"
+            statement, remedy = "the file has a tab where YAML wants spaces", "replace tabs by spaces"
         elif "single document" in statement:
-            statement, remedy = "holds several YAML documents", "keep one and remove the lines ---"
+            statement, remedy = "the file holds several YAML documents", "keep one and remove the lines ---"
         raise CampaignFileError([Problem((), statement, remedy, name, mark.line + 1 if mark else None)]) from None
     except YAMLError as error:
         first = str(error).splitlines()[0]
-        raise CampaignFileError([Problem((), f"is not valid YAML: {first}", "save it as plain text", name)]) from None
+        raise CampaignFileError(
+            [Problem((), f"the file is not valid YAML: {first}", "save it as plain text", name)]
+        ) from None
     if loaded is None:
-        raise CampaignFileError([Problem((), "is empty", "start from one of templates/campaigns", name, 1)])
+        raise CampaignFileError([Problem((), "the file is empty", "start from one of templates/campaigns", name, 1)])
     if not isinstance(loaded, Mapping):
-        statement = f"must hold keys and values, got {_kind(loaded)}"
+        statement = f"the file must hold keys and values, got {_kind(loaded)}"
         raise CampaignFileError([Problem((), statement, "start with e.g. name: my_campaign", name, 1)])
     lines: dict[KeyPath, int] = {(): 1}
     return _plain(loaded, (), lines, name), lines
@@ -1206,7 +1210,7 @@ def _plain(value: Any, key_path: KeyPath, lines: dict[KeyPath, int], name: str) 
         plain = {}
         for key, entry in value.items():
             if not isinstance(key, str):
-                statement = f"key {key!r} must be a word, got {_kind(key)}"
+                statement = f"the key {key!r} must be a word, got {_kind(key)}"
                 line = value.lc.key(key)[0] + 1 if key in value.lc.data else lines.get(key_path)  # type: ignore[attr-defined]
                 raise CampaignFileError([Problem((), statement, "put it in quotes", name, line)])
             here = (*key_path, str(key))
@@ -1331,8 +1335,17 @@ def _elsewhere(key: str) -> str | None:
     return search(Campaign, ())
 
 
-def _problems(error: ValidationError, data: Any, source: Source) -> list[Problem]:
-    return [_problem(details, source) for details in error.errors()]
+def _problems(error: ValidationError, source: Source) -> list[Problem]:
+    """Return one problem a mistake: a key that is missing because it was misspelt counts once."""
+    all_details = error.errors()
+    meant: set[KeyPath] = set()
+    for details in all_details:
+        if details["type"] == "extra_forbidden":
+            *around, key = details["loc"]
+            section = _section_at(tuple(around))
+            close = suggestion(str(key), _keys(section)) if section else None
+            meant.add((*around, close or ""))
+    return [_problem(d, source) for d in all_details if d["type"] != "missing" or d["loc"] not in meant]
 
 
 _WANTED = {
@@ -1377,16 +1390,21 @@ def _problem(details: ErrorDetails, source: Source) -> Problem:
         if "[type=missing" and key not in fields:
             return source.problem(key_path[:-1], f"must have more entries, got {_found(found)}", "add the missing ones")
         about = (fields[key].description or "").split(". ")[0].rstrip(".")
-        return source.problem(key_path, "is missing", f"add {key}: ({about[:1].lower()}{about[1:]})")
+        about = about[:1].lower() + about[1:] if about[1:2].islower() else about
+        return source.problem(key_path, "is missing", f"add {key}: ({about})")
     if kind in _WANTED:
         return source.problem(key_path, f"must be {_WANTED[kind]}, got {_found(found)}", _type_remedy(kind, found))
     if kind in _LIMITS:
         word, key = _LIMITS[kind]
-        return source.problem(key_path, f"must be {word} {context[key]:g}, got {_found(found)}", "correct the value")
+        remedy = {"gt": "write a positive number", "ge": f"write {context[key]:g} or more"}.get(key, "lower it")
+        return source.problem(key_path, f"must be {word} {context[key]:g}, got {_found(found)}", remedy)
     if kind == "literal_error":
         section = _section_at(key_path[:-1])
         choices = re.findall(r"'([^']*)'", str(context["expected"]))
         close = suggestion(str(found), choices) if isinstance(found, str) else None
+        if _is_number(found) and section is not None:
+            siblings = [key for key in _keys(section) if key != key_path[-1]]
+            close = suggestion(str(key_path[-1]), [key for key in siblings if _stem(key) == key_path[-1]])
         remedy = f"did you mean {close}?" if close else "choose one of them"
         wanted = ", ".join(choices[:-1]) + f" or {choices[-1]}" if len(choices) > 1 else choices[0]
         return source.problem(key_path, f"must be {wanted}, got {_found(found)}", remedy)
@@ -1408,11 +1426,13 @@ def _unknown_key(key_path: KeyPath, source: Source) -> Problem:
     known = _keys(section) if section else []
     where = dotted(key_path[:-1]) or "a campaign"
     close = suggestion(key, known)
-    if close is not None:
+    elsewhere = _elsewhere(key)
+    if close is not None and (_stem(close) == _stem(key) or elsewhere is None):
         remedy = f"did you mean {close}?"
-        if _stem(close) == _stem(key) and close != key and "_" in close:
-            remedy += " Its unit is in its name"
-    elif (elsewhere := _elsewhere(key)) is not None:
+        unit = close[len(_stem(close)) + 1 :]
+        if _stem(close) == _stem(key) and unit:
+            remedy += f" It is in {unit.replace('per_', '1/').replace('_', ', ')}"
+    elif elsewhere is not None:
         remedy = f"it belongs to {elsewhere}"
     else:
         remedy = f"known keys are {', '.join(known)}"
@@ -1425,7 +1445,7 @@ def _type_remedy(kind: str, found: Any) -> str:
         if number:
             return f"write {number.group(1)} without quotes; the unit is in the key"
     if kind == "int_from_float" or (kind == "int_type" and isinstance(found, float)):
-        return f"write {round(found)}" if math.isfinite(found) else "write a whole number"
+        return f"write a whole number, e.g. {math.ceil(found)}" if math.isfinite(found) else "write a whole number"
     if kind == "string_type" and isinstance(found, bool | int | float):
         return f'put it in quotes: "{found}"'
     if kind in ("bool_type", "bool_parsing"):
@@ -1434,7 +1454,7 @@ def _type_remedy(kind: str, found: Any) -> str:
         return f"write [{found}]" if _kind(found) in ("a number", "text") else "write [first, second]"
     if kind in ("dict_type", "model_type", "model_attributes_type"):
         return "write its keys below it, indented" if found is None else "write {key: value} or indented keys below it"
-    return "correct the value"
+    return "write a whole number" if kind.startswith("int") else "write a plain number"
 
 
 def schema_markdown() -> str:

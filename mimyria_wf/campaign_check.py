@@ -847,10 +847,10 @@ class _Check:
                 "add sizes, or lower convergence.minimum_iterations",
             )
         if runs and convergence.trajectories > len(runs) and "trajectories" in convergence.model_fields_set:
-            self.error(
+            self.warn(
                 ("convergence", "trajectories"),
-                f"must not exceed the number of trajectories, {len(runs)}, got {convergence.trajectories}",
-                f"write {len(runs)}",
+                f"exceeds the number of trajectories, {len(runs)}, got {convergence.trajectories}",
+                f"write {len(runs)}: that many are used",
             )
 
     def _computers(self) -> None:
