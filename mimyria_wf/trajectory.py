@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike
 
 from mimyria_wf.errors import TrajectoryError
 from mimyria_wf.frames import Array, Trajectory, TrajectoryReader, as_cell, default_masses, kinetic_energies
-from mimyria_wf.h5md import H5mdReader, TrajectoryWriter
+from mimyria_wf.h5md import H5mdReader
+from mimyria_wf.h5md_writer import TrajectoryWriter
 from mimyria_wf.trajectory_formats import AseReader, Cp2kReader, ExtxyzReader, extxyz_frame
 
 __all__ = [
