@@ -344,6 +344,11 @@ def check_label_template(template: str | Section, atoms: Atoms, targets: Sequenc
         raise CampaignError("CP2K template: remove &KPOINTS; PERIODIC_EFIELD works at the Gamma point only")
     _check_dft(force_eval, atoms)
     warnings = []
+    if qs_method == "XTB":
+        warnings.append(
+            "CP2K template: CP2K's xTB couples the field to Mulliken charges alone, without atomic dipoles (GFN1-xTB water: "
+            "0.75 e a0, tblite 1.13); never mix its labels with tblite's"
+        )
     loosest = _number(force_eval, "DFT/SCF/EPS_SCF", 1e-5)
     if force_eval.is_on("DFT/SCF/OUTER_SCF"):
         loosest = max(loosest, _number(force_eval, "DFT/SCF/OUTER_SCF/EPS_SCF", 1e-5))
@@ -496,6 +501,7 @@ def _kind_masses(template: Section, atoms: Atoms) -> Section:
     masses = atoms.get_masses()
     subsys = template.section("FORCE_EVAL/SUBSYS") or Section("SUBSYS")
     entries = list(subsys.entries)
+    default = next((k for k in subsys.sections("KIND") if k.parameter.upper() == "DEFAULT"), Section("KIND"))
     for symbol in _symbols(atoms):
         own = np.unique(masses[np.array(atoms.get_chemical_symbols()) == symbol])
         if len(own) > 1:
@@ -508,7 +514,7 @@ def _kind_masses(template: Section, atoms: Atoms) -> Section:
             ),
             None,
         )
-        kind = Section("KIND", symbol) if index is None else entries[index]
+        kind = replace(default, parameter=symbol) if index is None else entries[index]
         assert isinstance(kind, Section)
         kind = kind.with_keyword("MASS", f"{own[0]:.15g}")
         if index is None:

@@ -276,6 +276,12 @@ def test_loose_scf_is_a_warning_for_a_pgt(water: Atoms) -> None:
     assert "1e-05" in check_label_template(outer, water)[0]
 
 
+def test_the_xtb_of_cp2k_is_a_warning_for_clusters(cluster: Atoms) -> None:
+    template = cluster_template().replace("METHOD GPW", "METHOD XTB")
+    (warning,) = check_label_template(template, cluster)
+    assert "Mulliken charges alone" in warning
+
+
 def test_bad_fields_and_names_are_refused(water: Atoms) -> None:
     with pytest.raises(CampaignError, match="three finite numbers"):
         render_field_point(DFT, water, [1e-3, np.nan, 0.0], "p")
@@ -325,6 +331,13 @@ def test_md_uses_the_masses_of_the_structure(water: Atoms) -> None:
     water.set_masses([15.999, 2.014, 1.008])
     with pytest.raises(CampaignError, match="one mass, H has"):
         render_md(NNP, water, NVT, "nvt")
+
+
+def test_a_default_kind_keeps_its_basis_in_md(water: Atoms) -> None:
+    template = DFT.replace("&KIND H", "&KIND DEFAULT")
+    kinds = parse_input(render_md(template, water, NVT, "nvt")).sections("FORCE_EVAL/SUBSYS/KIND")
+    hydrogen = next(kind for kind in kinds if kind.parameter == "H")
+    assert (hydrogen.keyword("POTENTIAL"), hydrogen.keyword("MASS")) == ("GTH-PBE-q1", "1.008")
 
 
 def test_md_refuses_what_it_cannot_do(water: Atoms) -> None:
