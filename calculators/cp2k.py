@@ -27,7 +27,8 @@ from mimyria_wf.cp2k_input import parse_input, point_project, render_field_set, 
 from mimyria_wf.cp2k_output import read_field_set, read_run
 from mimyria_wf.finite_field import point_name
 from mimyria_wf.labels import configuration_key, level_of_theory_key
-from mimyria_wf.md import NveSettings, NvtSettings, read_starts
+from mimyria_wf.md import NveSettings, NvtSettings
+from mimyria_wf.starts import read_starts
 
 
 def _define_template(spec: CalcJobProcessSpec) -> None:

@@ -10,10 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import ase.io
 import numpy as np
+from ase import Atoms
 
 from mimyria_wf.errors import LabelError
+from mimyria_wf.trajectory import open_trajectory
 
 
 @dataclass(frozen=True)
@@ -91,3 +96,87 @@ def _spread(
             last = max(int(low), int(np.ceil(high)) - gap)
             drawn.append((trajectory, int(random.integers(int(np.ceil(low)), last + 1))))
     return drawn
+
+
+def split_by_trajectory(names: Sequence[str], n_training: int, n_test: int, seed: int) -> tuple[list[int], list[int]]:
+    """Split labels made elsewhere so that no trajectory gives both training and test snapshots.
+
+    Args:
+        names: of each snapshot, ``trajectory/frame``; snapshots without a name count as trajectories of their own.
+        n_training: snapshots of the largest training set.
+        n_test: at least so many snapshots are set aside.
+        seed: of the order.
+
+    Returns:
+        indices of the training snapshots, nested; indices of the test snapshots.
+
+    Raises:
+        LabelError: too few snapshots, or a single trajectory.
+    """
+    random = np.random.default_rng(seed)
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        groups.setdefault(name.rsplit("/", 1)[0] if "/" in name else f"#{index}", []).append(index)
+    if len(groups) < 2:
+        raise LabelError("the labels come from a single trajectory: give a test set of its own (labels.test_given)")
+    test: list[int] = []
+    training: list[int] = []
+    for key in random.permutation(sorted(groups)):
+        (test if len(test) < n_test else training).extend(groups[str(key)])
+    if len(test) < n_test or len(training) < n_training:
+        raise LabelError(
+            f"{len(names)} given labels of {len(groups)} trajectories do not split into {n_training} for training and "
+            f"{n_test} for the test: ask for fewer or give a test set (labels.test_given)"
+        )
+    order = [training[k] for k in random.permutation(len(training))]
+    return order[:n_training], test[:n_test]
+
+
+def select_files(
+    files: Sequence[str | Path],
+    directory: str | Path,
+    *,
+    n_training: int,
+    n_test: int,
+    seed: int,
+    excluded: Collection[str] = (),
+    charge: int | None = None,
+    multiplicity: int | None = None,
+) -> dict[str, Any]:
+    """Draw snapshots from trajectory files and write ``training.extxyz`` and ``test.extxyz``.
+
+    Args:
+        files: trajectories, any readable format.
+        directory: where the two files go.
+        n_training: snapshots of the largest training set.
+        n_test: snapshots of the test set.
+        seed: of the random numbers.
+        excluded: names of trajectories that are not touched.
+        charge: written into the snapshots; by default what the trajectory says.
+        multiplicity: likewise.
+
+    Returns:
+        the frames drawn, by set, as ``trajectory/frame``.
+    """
+    readers = [open_trajectory(path) for path in files]
+    names = [reader.name for reader in readers]
+    unknown = sorted(set(excluded) - set(names))
+    if unknown:
+        raise LabelError(f"no trajectory is called {', '.join(unknown)}; there are {', '.join(names)}")
+    skipped = [k for k, name in enumerate(names) if name in set(excluded)]
+    chosen = select_snapshots([reader.n_frames for reader in readers], n_training, n_test, seed, skipped)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {}
+    for name, frames in (("training", chosen.training), ("test", chosen.test)):
+        snapshots = []
+        for trajectory, frame in frames:
+            atoms = readers[trajectory].atoms(frame)
+            snapshot = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+            snapshot.info["charge"] = int(charge if charge is not None else atoms.info.get("charge", 0))
+            snapshot.info["multiplicity"] = int(multiplicity or atoms.info.get("multiplicity", 1))
+            snapshot.info["snapshot"] = f"{names[trajectory]}/{frame}"
+            snapshots.append(snapshot)
+        ase.io.write(directory / f"{name}.extxyz", snapshots, format="extxyz")
+        result[name] = [atoms.info["snapshot"] for atoms in snapshots]
+    return result

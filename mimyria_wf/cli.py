@@ -1,0 +1,501 @@
+"""The console script ``mimyria-wf``.
+
+The verbs here work without AiiDA: on a laptop, in a batch script, in a container; the CalcJobs of
+:mod:`mimyria_wf.calculators` run them too. Verbs that need AiiDA (``run``, ``submit``, ``status``, ...) are found
+through the entry point group ``mimyria_wf.verbs``, so that this module never imports it.
+
+Every verb prints a result a human reads, or with ``--json`` one JSON object; what is wrong is one line
+``error: ...`` on standard error and exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from mimyria_wf import __version__
+from mimyria_wf.errors import MimyriaError
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb: its name, one line of help, its arguments and what it does."""
+
+    name: str
+    help: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], dict[str, Any]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit status."""
+    parser = build_parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        result = chosen.run(chosen)
+    except MimyriaError as error:
+        for line in str(error).splitlines() or [type(error).__name__]:
+            print(f"error: {line}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; what was finished is on disk, run the same command to go on", file=sys.stderr)
+        return 130
+    status = int(result.pop("exit_status", 0))
+    text = json.dumps(plain(result), indent=2)
+    if chosen.json_file is not None:
+        partial = chosen.json_file.with_name(chosen.json_file.name + ".part")
+        partial.write_text(text + "\n")
+        partial.replace(chosen.json_file)
+    if chosen.json:
+        print(text)
+    elif "text" in result:
+        print(result["text"])
+    else:
+        print(readable(plain(result)))
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="mimyria-wf",
+        description="From a machine-learned potential to trustworthy IR and Raman spectra.",
+        epilog="Start with `mimyria-wf validate FILE.yaml`; `mimyria-wf VERB --help` explains a verb.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    shared.add_argument("--json-file", type=Path, help="write the result as JSON to this file, too")
+    shared.add_argument("--quiet", action="store_true", help="no progress")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for verb in all_verbs():
+        sub = verbs.add_parser(verb.name, help=verb.help, description=verb.help, parents=[shared])
+        verb.configure(sub)
+        sub.set_defaults(run=verb.run)
+    return parser
+
+
+def all_verbs() -> list[Verb]:
+    """Return the verbs of the core and those that other parts of the package bring."""
+    found = [entry.load() for entry in entry_points(group="mimyria_wf.verbs")]
+    return [*sorted(found, key=lambda verb: verb.name), *CORE_VERBS]
+
+
+def plain(value: Any) -> Any:
+    """Return JSON-able values: NaN becomes null, paths text, arrays lists."""
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def readable(result: dict[str, Any], indent: str = "") -> str:
+    """Return a result as indented text."""
+    lines = []
+    for key, value in result.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}:", readable(value, indent + "  ")]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines.append(f"{indent}{key}:")
+            lines += [readable(entry, indent + "  - ").replace(f"\n{indent}  - ", f"\n{indent}    ") for entry in value]
+        elif isinstance(value, float):
+            lines.append(f"{indent}{key}: {value:.6g}")
+        else:
+            lines.append(f"{indent}{key}: {value}")
+    return "\n".join(lines)
+
+
+def progress_for(chosen: argparse.Namespace) -> Progress | None:
+    """Return a progress bar with time left on standard error; None if it is no terminal or was declined."""
+    if chosen.quiet or not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    bar = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.start()
+    task = bar.add_task("", total=None)
+
+    def report(done: int, total: int, text: str) -> None:
+        bar.update(task, completed=done, total=total, description=text)
+        if done >= total:
+            bar.refresh()
+
+    return report
+
+
+# --------------------------------------------------------------------------------------------------- md and convert
+
+
+def _configure_md(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ensemble", choices=("nvt", "nve"))
+    parser.add_argument("structure", type=Path, help="nvt: a structure; nve: starts (extxyz with velocities)")
+    parser.add_argument("--calculator", required=True, help="import path of an ASE calculator, e.g. tblite.ase.TBLite")
+    parser.add_argument("--arguments", type=_json_object, default={}, help="its arguments as JSON")
+    parser.add_argument("--timestep-fs", type=float, required=True)
+    parser.add_argument("--length-ps", type=float, required=True)
+    parser.add_argument("--stride", type=int, default=1, help="steps between stored frames")
+    parser.add_argument("--temperature-K", type=float, help="nvt")
+    parser.add_argument("--equilibration-ps", type=float, default=0.0, help="nvt: first part, no starts from it")
+    parser.add_argument("--friction-per-ps", type=float, default=10.0, help="nvt: of the Langevin thermostat")
+    parser.add_argument("--n-starts", type=int, default=1, help="nvt: decorrelated starts to pick")
+    parser.add_argument("--seed", type=int, default=0, help="nvt")
+    parser.add_argument("--charge", type=int)
+    parser.add_argument("--multiplicity", type=int)
+    parser.add_argument("--indices", type=int, nargs="+", help="nve: which of the starts")
+    parser.add_argument("--remove-rotation", action="store_true", help="nve: clusters")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder")
+
+
+def _md(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.errors import CampaignError
+    from mimyria_wf.md import NveSettings, NvtSettings, sample_nve, sample_nvt
+
+    calculator = {"import": chosen.calculator, "arguments": chosen.arguments}
+    n_steps = round(1000 * chosen.length_ps / chosen.timestep_fs)
+    if chosen.ensemble == "nvt":
+        if chosen.temperature_K is None:
+            raise CampaignError("md nvt needs --temperature-K")
+        return sample_nvt(
+            chosen.structure,
+            chosen.output,
+            calculator=calculator,
+            settings=NvtSettings(
+                temperature=chosen.temperature_K,
+                timestep=chosen.timestep_fs,
+                n_steps=n_steps,
+                n_equilibration_steps=round(1000 * chosen.equilibration_ps / chosen.timestep_fs),
+                stride=chosen.stride,
+                friction=chosen.friction_per_ps / 1000,
+                seed=chosen.seed,
+            ),
+            n_starts=chosen.n_starts,
+            charge=chosen.charge or 0,
+            multiplicity=chosen.multiplicity or 1,
+            progress=progress_for(chosen),
+        )
+    return sample_nve(
+        chosen.structure,
+        chosen.output,
+        calculator=calculator,
+        settings=NveSettings(
+            timestep=chosen.timestep_fs,
+            n_steps=n_steps,
+            stride=chosen.stride,
+            remove_rotation=chosen.remove_rotation,
+        ),
+        indices=chosen.indices,
+        charge=chosen.charge,
+        multiplicity=chosen.multiplicity,
+        progress=progress_for(chosen),
+    )
+
+
+def _configure_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", type=Path, nargs="+", help="trajectories; several are joined, or --each for itself")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="H5MD file, or with --each a folder")
+    parser.add_argument("--each", action="store_true", help="convert every file to one of its own")
+    parser.add_argument("--velocities", type=Path, nargs="+", help="CP2K: velocity files, if not beside the positions")
+    parser.add_argument("--timestep-fs", type=float, help="between stored frames")
+    parser.add_argument("--cell-from", type=Path, help="a structure with the cell")
+    parser.add_argument("--ensemble", choices=("nvt", "nve"))
+    parser.add_argument("--charge", type=int)
+    parser.add_argument("--n-starts", type=int, help="also pick decorrelated starts for NVE runs")
+    parser.add_argument("--skip-frames", type=int, default=0, help="first frames that no start is picked from")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _convert(chosen: argparse.Namespace) -> dict[str, Any]:
+    import ase.io
+
+    from mimyria_wf.md import convert
+    from mimyria_wf.starts import pick_starts, write_starts
+    from mimyria_wf.trajectory import open_trajectory
+
+    settings: dict[str, Any] = {"timestep": chosen.timestep_fs, "charge": chosen.charge, "velocities": chosen.velocities}
+    if chosen.cell_from is not None:
+        like = ase.io.read(chosen.cell_from, index=0)
+        assert isinstance(like, ase.Atoms)
+        if like.pbc.any():
+            settings["cell"], settings["pbc"] = like.cell.array, True
+        else:
+            settings["pbc"] = False
+    if chosen.ensemble:
+        settings["metadata"] = {"ensemble": chosen.ensemble, "skip_frames": chosen.skip_frames}
+    if chosen.each:
+        outputs = [chosen.output / f"{path.name.split('-pos-')[0].rsplit('.', 1)[0]}.h5" for path in chosen.files]
+        return {"trajectories": [convert(p, out, **settings) for p, out in zip(chosen.files, outputs, strict=True)]}
+    summary = convert(chosen.files, chosen.output, **settings, progress=progress_for(chosen))
+    result: dict[str, Any] = {"trajectory": summary}
+    if chosen.n_starts:
+        starts = pick_starts(open_trajectory(chosen.output), chosen.n_starts, chosen.seed, chosen.skip_frames)
+        write_starts(chosen.output.with_name("starts.extxyz"), starts)
+        result["start_frames"] = [atoms.info["start_frame"] for atoms in starts]
+    return result
+
+
+# ------------------------------------------------------------------------------------------------ select and label
+
+
+def _configure_select(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", type=Path, nargs="+", help="trajectories")
+    parser.add_argument("--n-training", type=int, required=True)
+    parser.add_argument("--n-test", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--exclude", nargs="+", default=[], help="names of trajectories that are not touched")
+    parser.add_argument("--charge", type=int)
+    parser.add_argument("--multiplicity", type=int)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for training.extxyz, test.extxyz")
+
+
+def _select(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.selection import select_files
+
+    return select_files(
+        chosen.files,
+        chosen.output,
+        n_training=chosen.n_training,
+        n_test=chosen.n_test,
+        seed=chosen.seed,
+        excluded=chosen.exclude,
+        charge=chosen.charge,
+        multiplicity=chosen.multiplicity,
+    )
+
+
+def _configure_label(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="snapshots (extxyz), or with --derivatives a trajectory")
+    parser.add_argument("--engine", choices=("tblite",), default="tblite")
+    parser.add_argument("--method", default="GFN2-xTB", help="tblite: GFN1-xTB, GFN2-xTB or IPEA1-xTB")
+    parser.add_argument("--accuracy", type=float, default=0.01, help="tblite: smaller is tighter")
+    parser.add_argument("--targets", nargs="+", choices=("apt", "pgt"), default=["apt", "pgt"])
+    parser.add_argument("--step", type=float, default=1e-3, help="field step [E_h/(e a0)]")
+    parser.add_argument("-o", "--output", type=Path, help="labelled extxyz")
+    parser.add_argument("--vectors", type=json.loads, help="field vectors as JSON instead of --targets and --step")
+    parser.add_argument("--field-forces", type=Path, help="keep the forces in all fields in this HDF5 file")
+    parser.add_argument("--derivatives", type=Path, help="label every frame of a trajectory, write its derivatives")
+    parser.add_argument("--start", type=int, default=0, help="with --derivatives: first frame")
+    parser.add_argument("--stop", type=int, help="with --derivatives: end of the frames")
+    parser.add_argument("--volume", type=float, help="with --derivatives: nominal volume of a cluster [A^3]")
+    parser.add_argument("--keep-sum-rules", action="store_true", help="with --derivatives: do not project")
+    parser.add_argument("--charge", type=int)
+    parser.add_argument("--multiplicity", type=int)
+
+
+def _label(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.errors import LabelError
+    from mimyria_wf.labelling import label_file, label_trajectory_file
+    from mimyria_wf.tblite_engine import TbliteEngine
+
+    engine = TbliteEngine(method=chosen.method, accuracy=chosen.accuracy)
+    if chosen.derivatives is not None:
+        return label_trajectory_file(
+            chosen.file,
+            engine,
+            chosen.targets,
+            chosen.step,
+            chosen.derivatives,
+            start=chosen.start,
+            stop=chosen.stop,
+            volume=chosen.volume,
+            charge=chosen.charge,
+            multiplicity=chosen.multiplicity,
+            projects_sum_rules=not chosen.keep_sum_rules,
+            progress=progress_for(chosen),
+        )
+    if chosen.output is None and chosen.field_forces is None:
+        raise LabelError("label needs -o OUT.extxyz (or --field-forces OUT.h5)")
+    return label_file(
+        chosen.file,
+        engine,
+        chosen.targets,
+        chosen.step,
+        chosen.output,
+        vectors=chosen.vectors,
+        field_forces_out=chosen.field_forces,
+        charge=chosen.charge,
+        multiplicity=chosen.multiplicity,
+        progress=progress_for(chosen),
+    )
+
+
+# ------------------------------------------------------------------------------------------- train, predict, spectra
+
+
+def _configure_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", choices=("apt", "pgt"), required=True)
+    parser.add_argument("--train", type=Path, nargs="+", required=True, help="labelled extxyz")
+    parser.add_argument("--test", type=Path, required=True, help="labelled extxyz, other trajectories")
+    parser.add_argument("--preset", default="default")
+    parser.add_argument("--set", type=_json_object, default={}, help="settings that differ from the preset, as JSON")
+    parser.add_argument("--first", type=int, help="use only the first so many training snapshots")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--initial-model", type=Path, help="start from this model")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder: model.pt, metrics.json, history.csv")
+
+
+def _train(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.training import train_files
+
+    return train_files(
+        chosen.target,
+        chosen.train,
+        chosen.test,
+        chosen.output,
+        preset=chosen.preset,
+        overrides=chosen.set,
+        n_first=chosen.first,
+        seed=chosen.seed,
+        initial_model=chosen.initial_model,
+        threads=chosen.threads,
+        progress=progress_for(chosen),
+    )
+
+
+def _configure_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", type=Path, nargs="+", help="trajectories")
+    parser.add_argument("--model", type=Path, action="append", required=True, help="APT and/or PGT model")
+    parser.add_argument("--stride", type=int, default=1, help="frames between predicted tensors; splined in between")
+    parser.add_argument("--groups", default="all", help="all, species, or a file with one group name an atom")
+    parser.add_argument("--batch-size", type=int, help="frames in one evaluation")
+    parser.add_argument("--keep-sum-rules", action="store_true", help="do not project onto the acoustic sum rules")
+    parser.add_argument("--volume", type=float, help="nominal volume of a cluster [A^3]")
+    parser.add_argument("--charge", type=int)
+    parser.add_argument("--timestep-fs", type=float, help="where the file does not say it")
+    parser.add_argument("--tensors", type=Path, help="also write every tensor to this extxyz file")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder (one file a trajectory)")
+
+
+def _predict(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.prediction import predict_files
+
+    return predict_files(
+        chosen.model,
+        chosen.files,
+        chosen.output,
+        stride=chosen.stride,
+        groups=chosen.groups,
+        projects_sum_rules=not chosen.keep_sum_rules,
+        batch_size=chosen.batch_size,
+        volume=chosen.volume,
+        charge=chosen.charge,
+        timestep=chosen.timestep_fs,
+        tensors=chosen.tensors,
+        threads=chosen.threads,
+        progress=progress_for(chosen),
+    )
+
+
+def _configure_spectra(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", type=Path, nargs="+", help="files of `predict`, or extxyz with vel, apt, pgt columns")
+    parser.add_argument("--temperature", type=float, help="[K]; by default each run's own kinetic temperature")
+    parser.add_argument("--volume", type=float, help="nominal volume of a cluster [A^3]")
+    parser.add_argument("--timestep-fs", type=float, help="extxyz: between frames, if the file does not say it")
+    parser.add_argument("--window", choices=("hann",), default="hann")
+    parser.add_argument("--window-fs", type=float, default=500.0, help="length of the window on the correlation")
+    parser.add_argument("--estimator", choices=("unbiased", "biased"), default="unbiased")
+    parser.add_argument("--upper-wavenumber-per-cm", type=float, default=4500.0)
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder")
+
+
+def _spectra(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.spectra_files import spectra_files
+    from mimyria_wf.spectrum import SpectrumSettings
+
+    return spectra_files(
+        chosen.files,
+        chosen.output,
+        temperature=chosen.temperature,
+        volume=chosen.volume,
+        timestep=chosen.timestep_fs,
+        settings=SpectrumSettings(
+            window=chosen.window,
+            window_length=chosen.window_fs,
+            estimator=chosen.estimator,
+            upper_wavenumber=chosen.upper_wavenumber_per_cm,
+            seed=chosen.seed,
+        ),
+        progress=progress_for(chosen),
+    )
+
+
+def _configure_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", type=Path, help="labelled extxyz, or folder of `spectra` (or its ir.csv, raman.csv)")
+    parser.add_argument("b", type=Path, help="the reference, of the same kind")
+    parser.add_argument("--lower", type=float, default=0.0, help="[cm^-1]")
+    parser.add_argument("--upper", type=float, default=4000.0, help="[cm^-1]")
+    parser.add_argument("--plot", type=Path, help="spectra: overlay as PNG")
+
+
+def _compare(chosen: argparse.Namespace) -> dict[str, Any]:
+    if chosen.a.suffix in (".extxyz", ".xyz"):
+        from mimyria_wf.metrics import compare_labels
+
+        return compare_labels(chosen.a, chosen.b)
+    from mimyria_wf.spectra_files import compare_spectra
+
+    return compare_spectra(chosen.a, chosen.b, lower=chosen.lower, upper=chosen.upper, plot=chosen.plot)
+
+
+def _configure_join(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", type=Path, nargs="+", help="derivative files of consecutive parts of one trajectory")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+
+
+def _join(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.derivatives import join_derivatives
+
+    return join_derivatives(chosen.files, chosen.output)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f'expected a JSON object such as {{"key": 1}}, got {text!r} ({error})') from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+    return value
+
+
+CORE_VERBS = [
+    Verb("md", "molecular dynamics with any ASE calculator: NVT, or NVE from starts", _configure_md, _md),
+    Verb("convert", "turn any trajectory (CP2K, extxyz, what ASE reads) into H5MD", _configure_convert, _convert),
+    Verb("select", "draw nested training snapshots and a test set from trajectories", _configure_select, _select),
+    Verb("label", "compute APTs and PGTs of snapshots by forces in electric fields", _configure_label, _label),
+    Verb("train", "train an APT or PGT network", _configure_train, _train),
+    Verb("predict", "apply networks along trajectories: dipole and polarizability derivatives", _configure_predict, _predict),
+    Verb("join", "join derivative files of consecutive parts of one trajectory", _configure_join, _join),
+    Verb("spectra", "IR and Raman spectra with gates and error bars", _configure_spectra, _spectra),
+    Verb("compare", "RMSE, relative RMSE, R^2 of tensors; distance between spectra", _configure_compare, _compare),
+]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""From a checked campaign to the inputs of :class:`~mimyria_wf.workchains.campaign.CampaignWorkChain`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.io
+from aiida import orm
+
+from mimyria_wf.calculators.cp2k import template_level_of_theory
+from mimyria_wf.calculators.data import structure_from_atoms
+from mimyria_wf.campaign import Campaign, Labels, Sampling
+from mimyria_wf.errors import CampaignError
+from mimyria_wf.labels import read_labels
+from mimyria_wf.trajectory import open_trajectory
+
+
+def campaign_inputs(campaign: Campaign, codes: Mapping[str, orm.AbstractCode]) -> dict[str, Any]:
+    """Return the inputs of a campaign.
+
+    Args:
+        campaign: passed by :func:`mimyria_wf.campaign_check.check_campaign`.
+        codes: AiiDA codes by label ``name@computer``.
+    """
+    mimyria = codes[campaign.computers.mimyria.code]
+    inputs: dict[str, Any] = {"code": mimyria, "metadata": {"label": campaign.name}}
+    if campaign.sampling is not None:
+        inputs["sampling"] = _sampling_inputs(campaign, campaign.sampling, codes)
+    else:
+        inputs.update(_given_trajectories(campaign, mimyria.computer))
+    if campaign.models is not None:
+        files = {target: getattr(campaign.models, target) for target in ("apt", "pgt")}
+        inputs["models"] = {t: orm.SinglefileData(campaign.path(f), filename="model.pt") for t, f in files.items() if f}
+    volume = campaign.system.volume_A3
+    charge = campaign.system.charge
+    inputs["prediction"] = orm.Dict(
+        _present(
+            stride=campaign.prediction.stride,
+            batch_size=campaign.prediction.batch_size,
+            keep_sum_rules=not campaign.prediction.project_sum_rules,
+            volume=volume,
+            charge=charge,
+            threads=_threads(campaign),
+        )
+    )
+    spectra = campaign.spectra
+    inputs["spectra"] = orm.Dict(
+        _present(
+            window=spectra.window,
+            window_fs=spectra.window_fs,
+            estimator=spectra.estimator,
+            upper_wavenumber_per_cm=spectra.upper_wavenumber_per_cm,
+            temperature=spectra.temperature_K,
+            seed=campaign.seed,
+        )
+    )
+    steps = ("training", "prediction", "spectra")
+    options = {step: campaign.computer_for(step).options() for step in steps}
+    options["selection"] = options["labels"] = campaign.computers.mimyria.options()
+    inputs["options"] = orm.Dict(options)
+    if campaign.training is not None and campaign.labels is not None:
+        inputs.update(_refinement_inputs(campaign, campaign.labels, codes))
+    return inputs
+
+
+def _sampling_inputs(campaign: Campaign, sampling: Sampling, codes: Mapping[str, orm.AbstractCode]) -> dict[str, Any]:
+    atoms = initial_structure(campaign)
+    is_cluster = not atoms.pbc.any()
+    system = {"charge": campaign.system.charge, "multiplicity": campaign.system.multiplicity}
+    computer = campaign.computer_for("md")
+    nvt: dict[str, Any] = {
+        **system,
+        "temperature_K": sampling.temperature_K,
+        "timestep_fs": sampling.timestep_fs,
+        "length_ps": sampling.nvt.length_ps,
+        "equilibration_ps": sampling.nvt.equilibration_ps,
+        "stride": sampling.nvt.stride,
+        "n_starts": sampling.nve.n_trajectories,
+        "seed": campaign.seed,
+    }
+    nve: dict[str, Any] = {
+        **system,
+        "timestep_fs": sampling.timestep_fs,
+        "length_ps": sampling.nve.length_ps,
+        "stride": sampling.nve.stride,
+    }
+    if sampling.engine == "ase":
+        nvt["friction_per_ps"] = sampling.friction * 1000
+        wanted = sampling.nve.remove_rotation
+        nve["remove_rotation"] = is_cluster if wanted is None else wanted
+    else:
+        nvt["time_constant_fs"] = sampling.time_constant
+    settings = {
+        "engine": sampling.engine,
+        "nvt": nvt,
+        "nve": nve,
+        "n_trajectories": sampling.nve.n_trajectories,
+        "trajectories_per_job": sampling.nve.trajectories_per_job,
+        "max_concurrent": computer.max_concurrent,
+    }
+    inputs: dict[str, Any] = {
+        "structure": structure_from_atoms(atoms),
+        "settings": orm.Dict(settings),
+        "options": orm.Dict(computer.options()),
+    }
+    if sampling.engine == "cp2k":
+        inputs["md_code"] = codes[computer.code]
+        assert sampling.template is not None
+        inputs["template"] = orm.SinglefileData(campaign.path(sampling.template))
+        inputs["files"] = _file_nodes(campaign, sampling.files)
+    else:
+        assert sampling.calculator is not None
+        inputs["calculator"] = orm.Dict(
+            {"import": sampling.calculator.import_path, "arguments": sampling.calculator.arguments}
+        )
+    return inputs
+
+
+def initial_structure(campaign: Campaign) -> ase.Atoms:
+    """Return the start structure with the cell, periodicity and charge of the campaign."""
+    assert campaign.system.structure is not None
+    atoms = ase.io.read(campaign.path(campaign.system.structure), index=0)
+    assert isinstance(atoms, ase.Atoms)
+    if campaign.system.cell is not None:
+        atoms.set_cell(campaign.system.cell)
+    if campaign.system.pbc is not None:
+        atoms.set_pbc(campaign.system.pbc)
+    elif campaign.system.cell is not None:
+        atoms.set_pbc(True)
+    atoms.info.update(charge=campaign.system.charge, multiplicity=campaign.system.multiplicity)
+    return atoms
+
+
+def _given_trajectories(campaign: Campaign, computer: orm.Computer) -> dict[str, Any]:
+    """Return folders and manifest of trajectories made elsewhere; other formats than H5MD are converted beside them."""
+    folders: dict[Path, str] = {}
+    files = []
+    names: set[str] = set()
+    for path, entry in campaign.trajectory_files():
+        if path.suffix not in (".h5", ".h5md", ".extxyz"):
+            raise CampaignError(
+                f"{path.name}: a campaign reads H5MD (.h5) or extxyz trajectories: convert it with "
+                f"`mimyria-wf convert {path.name} --timestep-fs ... -o {path.stem}.h5`"
+            )
+        reader = open_trajectory(path, timestep=entry.timestep_fs)
+        folder = folders.setdefault(path.resolve().parent, f"given_{len(folders):03d}")
+        name = reader.name or path.stem
+        if name in names:
+            name = f"{name}-{len(files):03d}"
+        names.add(name)
+        files.append({"folder": folder, "file": path.name, "name": name, "n_frames": reader.n_frames})
+    remotes = {key: orm.RemoteData(remote_path=str(path), computer=computer) for path, key in folders.items()}
+    return {"trajectories": remotes, "manifest": orm.Dict({"files": files})}
+
+
+def _refinement_inputs(campaign: Campaign, labels: Labels, codes: Mapping[str, orm.AbstractCode]) -> dict[str, Any]:
+    training, convergence = campaign.training, campaign.convergence
+    assert training is not None
+    system = {"charge": campaign.system.charge, "multiplicity": campaign.system.multiplicity}
+    refinement: dict[str, Any] = {
+        "training": orm.Dict(
+            {
+                "targets": list(training.targets),
+                "sizes": list(training.sizes),
+                "test_size": training.test_size,
+                "preset": training.preset,
+                "overrides": {target: training.overrides_for(target) for target in training.targets},
+                "seed": campaign.seed,
+                "threads": training.threads,
+                "warm_start": training.warm_start,
+            }
+        )
+    }
+    inputs: dict[str, Any] = {
+        "refinement": refinement,
+        "convergence": orm.Dict(
+            {
+                "r2": convergence.r2,
+                "spectral_distance": convergence.spectral_distance,
+                "n_stable": convergence.n_stable,
+                "minimum_iterations": convergence.minimum_iterations,
+                "n_iterations": len(training.sizes),
+                "trajectories": convergence.trajectories,
+                "stride": convergence.stride,
+            }
+        ),
+    }
+    if labels.given is not None:
+        refinement.update(_given_labels(campaign, labels))
+        return inputs
+    computer = campaign.computer_for("labels")
+    level = level_of_theory(campaign, labels)
+    refinement["labels"] = {
+        "code": codes[computer.code],
+        "settings": orm.Dict(
+            {
+                "engine": labels.engine,
+                "level_of_theory": level,
+                "targets": list(training.targets),
+                "step": labels.field_step,
+                "snapshots_per_job": labels.n_snapshots_per_job,
+                "max_concurrent": computer.max_concurrent,
+            }
+        ),
+        "options": orm.Dict(computer.options()),
+    }
+    if labels.engine == "cp2k":
+        assert labels.template is not None
+        refinement["labels"]["template"] = orm.SinglefileData(campaign.path(labels.template))
+        refinement["labels"]["files"] = _file_nodes(campaign, labels.files)
+    inputs["selection"] = orm.Dict(
+        {**system, "n_training": max(training.sizes), "n_test": training.test_size, "seed": campaign.seed}
+    )
+    if campaign.reference is not None:
+        flags = _present(
+            **system, targets=list(training.targets), step=labels.field_step, volume=campaign.system.volume_A3
+        )
+        flags["keep_sum_rules"] = not campaign.prediction.project_sum_rules
+        inputs["reference"] = orm.Dict(
+            _present(
+                trajectory=campaign.reference.trajectory,
+                n_frames=campaign.reference.n_frames,
+                n_parts=campaign.computers.mimyria.max_concurrent,
+                level_of_theory=level,
+                flags=flags,
+            )
+        )
+    return inputs
+
+
+def level_of_theory(campaign: Campaign, labels: Labels) -> dict[str, Any]:
+    """Return what decides an engine's forces; its content keys the labels in the database."""
+    if labels.engine == "tblite":
+        return {
+            "engine": "tblite",
+            "method": labels.tblite_method,
+            "accuracy": labels.tblite_accuracy,
+            "version": version("tblite"),
+        }
+    assert labels.template is not None
+    files = {Path(name).name: campaign.path(name).read_bytes() for name in labels.files}
+    return template_level_of_theory(campaign.path(labels.template).read_text(), files)
+
+
+def _given_labels(campaign: Campaign, labels: Labels) -> dict[str, Any]:
+    from mimyria_wf.calculators.assembly import split_labels
+
+    assert labels.given is not None
+    assert campaign.training is not None
+    node = orm.SinglefileData(campaign.path(labels.given))
+    if labels.test_given is not None:
+        return {"training_labels": node, "test_labels": orm.SinglefileData(campaign.path(labels.test_given))}
+    read_labels(campaign.path(labels.given), campaign.training.targets)
+    settings = {
+        "n_training": max(campaign.training.sizes),
+        "n_test": campaign.training.test_size,
+        "seed": campaign.seed,
+    }
+    parts = split_labels(node, orm.Dict(settings))
+    return {"training_labels": parts["training"], "test_labels": parts["test"]}
+
+
+def _file_nodes(campaign: Campaign, names: tuple[str, ...]) -> dict[str, orm.SinglefileData]:
+    return {f"file_{k:02d}": orm.SinglefileData(campaign.path(name)) for k, name in enumerate(names)}
+
+
+def _present(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _threads(campaign: Campaign) -> int:
+    resources = campaign.computer_for("prediction").resources
+    return int(resources.get("num_cores_per_mpiproc", 1))

@@ -1,0 +1,68 @@
+"""Collect what a campaign found into a folder: tables, figures, summary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from aiida import orm
+
+from mimyria_wf.errors import CampaignError
+from mimyria_wf.workchains.status import campaign_status
+
+
+def write_report(node: orm.WorkChainNode, directory: Path) -> dict[str, Any]:
+    """Write ``ir.csv``, ``raman.csv``, lineshapes, figures and ``summary.json`` of a finished campaign.
+
+    Returns:
+        the summary, with the folder.
+
+    Raises:
+        CampaignError: the campaign has no spectra (yet).
+    """
+    if "spectra" not in node.outputs:
+        state = campaign_status(node)
+        raise CampaignError(f"campaign {node.pk} has no spectra to report: {state['step']}")
+    directory.mkdir(parents=True, exist_ok=True)
+    files = _copy(node.outputs.spectra, "spectra", directory, skip=("summary.json",))
+    status = campaign_status(node)
+    summary: dict[str, Any] = {
+        "campaign": {key: status[key] for key in ("name", "pk", "uuid", "state", "exit_status")},
+        "spectra": node.outputs.summary.get_dict(),
+        "trajectories": node.outputs.manifest.get_dict()["files"],
+    }
+    if "decision" in node.outputs:
+        summary["decision"] = node.outputs.decision.get_dict()
+        records = [node.outputs.iterations[key].get_dict() for key in sorted(node.outputs.iterations)]
+        summary["iterations"] = records
+        from mimyria_wf.plots import plot_learning_curve
+
+        plot_learning_curve(records, directory / "learning_curve.png", summary["decision"])
+        files.append("learning_curve.png")
+    if "comparison" in node.outputs:
+        summary["explicit_against_predicted"] = node.outputs.comparison.get_dict()
+        folder = directory / "explicit_against_predicted"
+        files += [f"{folder.name}/{name}" for name in _copy(node.outputs.comparison_files, "", folder)]
+    if "models" in node.outputs:
+        for target, model in node.outputs.models.items():
+            name = f"{target}_model.pt"
+            (directory / name).write_bytes(model.get_content("rb"))
+            files.append(name)
+    (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return {"directory": str(directory), "files": sorted([*files, "summary.json"]), "pk": node.pk}
+
+
+def _copy(folder: orm.FolderData, path: str, directory: Path, skip: tuple[str, ...] = ()) -> list[str]:
+    """Copy tables and figures below `path` of a retrieved folder, with their subfolders."""
+    copied = []
+    for root, _, names in folder.walk(path or None):
+        for name in names:
+            relative = Path(root).relative_to(path) if path else Path(root)
+            if name in skip or Path(name).suffix not in (".csv", ".png", ".json", ".h5") or name.startswith("result-"):
+                continue
+            target = directory / relative / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(folder.get_object_content(str(Path(root) / name), mode="rb"))
+            copied.append(str(relative / name))
+    return copied

@@ -1,0 +1,139 @@
+"""How far a campaign is: which step, how many labels of how many, current R^2 and spectral distance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiida import orm
+
+from mimyria_wf.errors import CampaignError
+
+
+def load_campaign_node(identifier: str) -> orm.WorkChainNode:
+    """Return the campaign node with this PK, UUID or label."""
+    from aiida.common.exceptions import MultipleObjectsError, NotExistent
+
+    try:
+        node = orm.load_node(identifier)
+    except (NotExistent, MultipleObjectsError, ValueError):
+        named = orm.QueryBuilder().append(
+            orm.WorkChainNode,
+            filters={"label": identifier, "attributes.process_label": "CampaignWorkChain"},
+            tag="w",
+        )
+        named.order_by({"w": {"ctime": "desc"}})
+        found = named.all(flat=True)
+        if not found:
+            raise CampaignError(
+                f"no campaign {identifier} in this profile: `verdi process list -a` shows what there is"
+            ) from None
+        return found[0]
+    if not isinstance(node, orm.WorkChainNode) or node.process_label != "CampaignWorkChain":
+        kind = node.process_label if isinstance(node, orm.ProcessNode) else type(node).__name__
+        raise CampaignError(f"node {identifier} is no campaign but a {kind}")
+    return node
+
+
+def campaign_status(node: orm.WorkChainNode) -> dict[str, Any]:
+    """Return where a campaign stands, JSON-able."""
+    tree = [node, *node.called_descendants]
+    jobs = [member for member in tree if isinstance(member, orm.CalcJobNode)]
+    active = [job for job in jobs if not job.is_terminated]
+    refinement = next((member for member in tree if member.process_label == "RefinementWorkChain"), None)
+    return {
+        "pk": node.pk,
+        "uuid": node.uuid,
+        "name": node.label,
+        "state": str(node.process_state.value) if node.process_state else "created",
+        "exit_status": node.exit_status,
+        "exit_message": node.exit_message,
+        "step": _step(node, active),
+        "jobs": {"finished": sum(job.is_finished_ok for job in jobs), "active": len(active), "all": len(jobs)},
+        "failed_jobs": [
+            {"pk": job.pk, "what": job.label or job.process_label, "why": job.exit_message}
+            for job in jobs
+            if job.is_terminated and not job.is_finished_ok
+        ],
+        "labels": _label_counts(tree, refinement),
+        "iterations": _iterations(refinement),
+    }
+
+
+def status_line(status: dict[str, Any]) -> str:
+    """Return the status in one line."""
+    parts = [status["step"]]
+    labels = status["labels"]
+    if labels["wanted"]:
+        parts.append(f"labels {labels['finished']}/{labels['wanted']} snapshots")
+    if status["iterations"]:
+        last = status["iterations"][-1]
+        parts += [f"R2({target}) {value:.3f}" for target, value in last["r2"].items() if value is not None]
+        if last["spectral_distance"] is not None:
+            parts.append(f"spectral distance {last['spectral_distance']:.4f}")
+    parts.append(f"{status['jobs']['finished']} jobs done, {status['jobs']['active']} active")
+    return " | ".join(parts)
+
+
+def _step(node: orm.WorkChainNode, active: list[orm.CalcJobNode]) -> str:
+    if node.is_finished_ok:
+        return "finished"
+    if node.is_terminated:
+        return f"ended: {node.exit_message or node.process_state.value}"
+    names = {
+        "NvtCalculation": "NVT",
+        "Cp2kNvtCalculation": "NVT",
+        "NveCalculation": "NVE",
+        "Cp2kNveCalculation": "NVE",
+        "SelectionCalculation": "choosing snapshots",
+        "TbliteFieldSetCalculation": "labels",
+        "Cp2kFieldSetCalculation": "labels",
+        "ReferenceCalculation": "explicit reference",
+        "TrainingCalculation": "training",
+        "PredictionCalculation": "prediction",
+        "SpectraCalculation": "spectra",
+        "ComparisonCalculation": "comparison",
+    }
+    steps = dict.fromkeys(names.get(str(job.process_label), str(job.process_label)) for job in active)
+    return " + ".join(steps) or "between steps"
+
+
+def _label_counts(tree: list[orm.ProcessNode], refinement: orm.ProcessNode | None) -> dict[str, int]:
+    """Count snapshots wanted by the label workchains so far and those labelled or in finished jobs."""
+    wanted = finished = 0
+    for chain in tree:
+        if chain.process_label != "LabelsWorkChain":
+            continue
+        n_wanted = len(chain.inputs.indices.get_list())
+        wanted += n_wanted
+        if "report" in chain.outputs:
+            finished += chain.outputs.report["n_labelled"]
+            continue
+        jobs = [child for child in chain.called if isinstance(child, orm.CalcJobNode)]
+        pending = sum(len(job.inputs.field_vectors.get_list()) > 0 for job in jobs)
+        done = sum(
+            len(job.outputs.field_forces.base.attributes.get("configuration_keys"))
+            for job in jobs
+            if "field_forces" in job.outputs
+        )
+        finished += min(done, n_wanted) if pending else 0
+    return {"wanted": wanted, "finished": finished}
+
+
+def _iterations(refinement: orm.ProcessNode | None) -> list[dict[str, Any]]:
+    if refinement is None:
+        return []
+    records: dict[str, dict[str, Any]] = {}
+    for child in refinement.called:
+        if child.process_label == "record_iteration" and child.is_finished_ok:
+            record = child.outputs.result.get_dict()
+            distances = [
+                entry.get("distance") for entry in record.get("comparison", {}).get("spectra", {}).values()
+            ]
+            known = [value for value in distances if value is not None]
+            r2 = {t: metrics.get("test", metrics).get("r2") for t, metrics in record["metrics"].items()}
+            records[f"{record['n_training']:08d}"] = {
+                "n_training": record["n_training"],
+                "r2": r2,
+                "spectral_distance": max(known) if known else None,
+            }
+    return [records[key] for key in sorted(records)]
