@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from mimyria_wf.derivatives import DerivativeSeries, mean_square
 from mimyria_wf.spectrum import LIGHT, LINESHAPES, IrSpectrum, RamanKind, RamanSpectrum, raman_invariants
@@ -166,9 +167,11 @@ def _equipartition(name: str, found: Array, expected: Array, weights: Array, uni
     error = standard_error(found - expected, weights)
     tolerance = N_STANDARD_ERRORS * error + 1e-9 * abs(target)  # round-off, for runs without any spread
     deviation = abs(value - target) / error if error > 0 else 0.0
+    # few runs know their own standard error badly: Student's distribution tells how often chance alone goes that far
+    chance = 2 * float(special.stdtr(n_runs - 1, -deviation))
     text = (
         f"{value:.5g} against {target:.5g} {unit}: {deviation:.2f} standard errors of {n_runs} trajectories, "
-        f"at most {N_STANDARD_ERRORS:g}"
+        f"at most {N_STANDARD_ERRORS:g} (chance alone exceeds it in {100 * chance:.2g} % of cases)"
     )
     return Gate(name, value, target, tolerance, bool(abs(value - target) <= tolerance), unit, text)
 

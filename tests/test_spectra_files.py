@@ -1,0 +1,218 @@
+"""Spectra from files to files, and the comparison of two sets."""
+
+import json
+
+import ase
+import ase.io
+import numpy as np
+import pytest
+from ase.data import atomic_masses
+
+from mimyria_wf.derivatives import derivative_series, write_derivatives
+from mimyria_wf.errors import SpectrumError, TrajectoryError
+from mimyria_wf.spectra_files import compare_spectra, read_series, read_table, spectra_files
+from mimyria_wf.spectrum import LINESHAPE_NAMES, SpectrumSettings
+from mimyria_wf.units import AMU_A2_PER_FS2, BOLTZMANN_EV, WAVENUMBER
+
+NUMBERS = np.array([8, 1, 1])
+MASSES = atomic_masses[NUMBERS]
+QUICK = SpectrumSettings(n_bootstrap=50)
+
+
+def water(seed, n_frames=2500, model_error=0.0, targets=("apt", "pgt")):
+    """Three modes at 300 K about a fixed geometry, tensors that a seed fixes for all runs."""
+    shape = np.random.default_rng(0)
+    rest = np.array([[0.0, 0.0, 0.0], [0.0, 0.76, 0.59], [0.0, -0.76, 0.59]])
+    mass = np.repeat(MASSES, 3)
+    relative = rest - MASSES @ rest / MASSES.sum()
+    rigid = [np.tile(e, 3) for e in np.eye(3)] + [np.cross(e, relative).ravel() for e in np.eye(3)]
+    q, _ = np.linalg.qr(np.hstack([np.array(rigid).T * np.sqrt(mass)[:, None], shape.normal(size=(9, 3))]))
+    tensors = {"apt": shape.normal(size=(3, 3, 3)), "pgt": shape.normal(size=(3, 3, 3, 3))}
+    tensors["pgt"] += tensors["pgt"].swapaxes(2, 3)
+    rng = np.random.default_rng(seed)
+    omega = 2 * np.pi * np.array([1600.0, 3650.0, 3750.0]) / WAVENUMBER
+    energy = rng.exponential(BOLTZMANN_EV * 300 / AMU_A2_PER_FS2, 3)
+    phase = omega * 0.5 * np.arange(n_frames)[:, None] + rng.uniform(0, 6.28, 3)
+    velocities = (np.sqrt(2 * energy) * np.cos(phase) @ q[:, 6:].T / np.sqrt(mass)).reshape(-1, 3, 3)
+    positions = np.repeat(rest[None], n_frames, axis=0)
+    noise = np.random.default_rng(99)
+    series = {}
+    for target in targets:
+        t = tensors[target] * (1 + model_error * noise.normal(size=tensors[target].shape))
+        series[target] = np.repeat(t[None], n_frames, axis=0)
+    return positions, velocities, series
+
+
+def write_runs(folder, n_runs=3, volume=180.0, **kwargs):
+    folder.mkdir()
+    paths = []
+    for i in range(n_runs):
+        positions, velocities, tensors = water(i + 1, **kwargs)
+        series = derivative_series(velocities, positions, MASSES, 0.5, **tensors, name=f"nve-{i:03d}", volume=volume)
+        paths.append(folder / f"nve-{i:03d}.h5")
+        write_derivatives(paths[-1], series)
+    return paths
+
+
+def test_a_folder_of_spectra(tmp_path):
+    seen = []
+    paths = write_runs(tmp_path / "runs")
+    summary = spectra_files(paths, tmp_path / "out", settings=QUICK, progress=lambda *args: seen.append(args))
+    out = tmp_path / "out"
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert sorted(path.name for path in out.iterdir()) == sorted(summary["files"])
+    assert {"ir.png", "raman.png"} <= set(summary["files"])
+    assert all(gate["passed"] for gate in summary["gates"] if "equipartition" not in gate["name"])
+    assert summary["f_sum"]["numerical"] == pytest.approx(1, abs=1e-3)
+    assert summary["n_trajectories"] == 3
+    assert summary["trajectories"][0]["removed_motion"] == "translation+rotation"
+    assert any("nan below 66.71" in note for note in summary["notes"])
+    assert seen[-1][0] == seen[-1][1]
+    ir = read_table(out / "ir.csv")
+    assert list(ir) == ["wavenumber", "n_alpha", "error"]
+    assert np.isfinite(ir["error"]).all()
+    raman = read_table(out / "raman.csv")
+    assert list(raman)[:6] == ["wavenumber", "iso", "aniso", "vv", "vh", "depolarization"]
+    assert np.array_equal(np.isnan(raman["iso"]), raman["wavenumber"] < 66.71)
+    weighted = read_table(out / "raman_weighted.csv")
+    kept = raman["wavenumber"] > 67
+    np.testing.assert_allclose(
+        (weighted["vv"] / weighted["wavenumber"].clip(1) ** 2)[kept], raman["vv"][kept], rtol=1e-8
+    )
+    assert list(read_table(out / "lineshapes.csv"))[1:] == list(LINESHAPE_NAMES)
+    assert np.isfinite(read_table(out / "lineshapes_weighted.csv")["xxxx"]).all()
+
+
+def test_extxyz_with_velocities_and_tensors_gives_the_same_spectra(tmp_path):
+    positions, velocities, tensors = water(1, n_frames=1200)
+    frames = []
+    for i in range(1200):
+        atoms = ase.Atoms(numbers=NUMBERS, positions=positions[i], info={"time": 0.5 * i})
+        atoms.set_array("vel", velocities[i])
+        atoms.set_array("apt", tensors["apt"][i].reshape(3, 9))
+        atoms.set_array("pgt", tensors["pgt"][i].reshape(3, 27))
+        frames.append(atoms)
+    ase.io.write(tmp_path / "run.extxyz", frames, format="extxyz")
+    series = read_series(tmp_path / "run.extxyz", volume=180.0)
+    expected = derivative_series(velocities, positions, MASSES, 0.5, **tensors)
+    assert series.timestep == pytest.approx(0.5)
+    assert series.removed_motion == "translation+rotation"
+    assert series.temperature == pytest.approx(expected.temperature, rel=1e-5)
+    # extxyz keeps 8 decimals: velocities of some 1e-2 A/fs, tensors of order 1
+    np.testing.assert_allclose(series.dipole_derivative, expected.dipole_derivative, atol=1e-6)
+    np.testing.assert_allclose(series.polarizability_derivative, expected.polarizability_derivative, atol=1e-6)
+    summary = spectra_files([tmp_path / "run.extxyz"], tmp_path / "out", settings=QUICK, draws=False)
+    assert any("nominal 1000 A^3" in note for note in summary["notes"])
+    assert any("one trajectory" in note for note in summary["notes"])
+    for atoms in frames:
+        del atoms.arrays["vel"]
+    ase.io.write(tmp_path / "still.extxyz", frames[:3], format="extxyz")
+    with pytest.raises(TrajectoryError, match="no velocities"):
+        read_series(tmp_path / "still.extxyz")
+
+
+def test_compare(tmp_path):
+    spectra_files(write_runs(tmp_path / "a"), tmp_path / "explicit", settings=QUICK, draws=False)
+    predicted = write_runs(tmp_path / "b", model_error=0.05)
+    spectra_files(predicted, tmp_path / "predicted", settings=QUICK, draws=False)
+    same = compare_spectra(tmp_path / "explicit", tmp_path / "explicit")
+    assert same["largest"] == 0
+    result = compare_spectra(tmp_path / "explicit", tmp_path / "predicted", plot=tmp_path / "both.png")
+    assert result["is_paired"]
+    assert set(result["spectra"]) == {"ir", "raman_iso", "raman_vv", "raman_vh"}
+    for entry in result["spectra"].values():
+        assert 0 < entry["distance"] < 0.2
+        assert 0 <= entry["lower"] <= entry["distance"] * 1.01
+        assert entry["upper"] >= entry["distance"] * 0.99
+    assert (tmp_path / "both.png").stat().st_size > 10_000
+    json.dumps(result, allow_nan=False)
+    ir = compare_spectra(tmp_path / "explicit" / "ir.csv", tmp_path / "predicted" / "ir.csv")
+    assert ir["spectra"]["ir"] == result["spectra"]["ir"]
+    others = write_runs(tmp_path / "c", n_runs=2)
+    spectra_files(others, tmp_path / "two", settings=QUICK, draws=False)
+    assert not compare_spectra(tmp_path / "explicit", tmp_path / "two")["is_paired"]
+    table = tmp_path / "measured.csv"
+    table.write_text("wavenumber,n_alpha\n0,1\n2000,2\n4000,1\n")
+    measured = compare_spectra(tmp_path / "explicit", table)
+    assert list(measured["spectra"]) == ["ir"]
+    assert any("interpolated" in note for note in measured["notes"])
+
+
+def test_only_one_target(tmp_path):
+    summary = spectra_files(write_runs(tmp_path / "a", targets=("apt",)), tmp_path / "out", settings=QUICK)
+    assert "raman.csv" not in summary["files"]
+    summary = spectra_files(write_runs(tmp_path / "b", targets=("pgt",)), tmp_path / "out2", settings=QUICK)
+    assert "ir.csv" not in summary["files"]
+
+
+def test_bad_input_has_a_clear_line(tmp_path):
+    first = write_runs(tmp_path / "a", n_runs=1)
+    second = write_runs(tmp_path / "b", n_runs=1)
+    with pytest.raises(SpectrumError, match="two of the files hold a run named nve-000"):
+        spectra_files([*first, *second], tmp_path / "out")
+    only = write_runs(tmp_path / "c", n_runs=2, targets=("apt",))
+    with pytest.raises(SpectrumError, match="nve-001 has none"):
+        spectra_files([*first, only[1]], tmp_path / "out")
+    with pytest.raises(SpectrumError, match="no files"):
+        spectra_files([], tmp_path / "out")
+    with pytest.raises(SpectrumError, match="no such file"):
+        spectra_files([tmp_path / "none.h5"], tmp_path / "out")
+    positions, velocities, tensors = water(1, n_frames=1200)
+    cell = derivative_series(velocities, positions, MASSES, 0.5, **tensors, name="box", volume=900.0, is_periodic=True)
+    write_derivatives(tmp_path / "box.h5", cell)
+    with pytest.raises(SpectrumError, match="nominal volume is for clusters"):
+        spectra_files([tmp_path / "box.h5"], tmp_path / "out", volume=3.0)
+    (tmp_path / "x.pdb").write_text("x")
+    with pytest.raises(SpectrumError, match="mimyria-wf predict"):
+        read_series(tmp_path / "x.pdb")
+    for text, message in (
+        ("", "not a table of spectra"),
+        ("wavenumber,n_alpha\n1,a\n", "not a table of numbers"),
+        ("n_alpha,x\n1,2\n2,3\n", "not a table of spectra"),
+        ("wavenumber,n_alpha\n2,1\n1,1\n", "must increase"),
+        ("wavenumber,y\n1,1\n2,1\n", "neither n_alpha"),
+    ):
+        (tmp_path / "bad.csv").write_text(text)
+        with pytest.raises(SpectrumError, match=message):
+            compare_spectra(tmp_path / "bad.csv", tmp_path / "bad.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SpectrumError, match="holds no spectra"):
+        compare_spectra(tmp_path / "empty", tmp_path / "empty")
+    with pytest.raises(SpectrumError, match="no such file or folder"):
+        compare_spectra(tmp_path / "gone", tmp_path / "empty")
+
+
+@pytest.mark.reference_data
+def test_quartz_from_born_charges(reference_data, tmp_path):
+    """Alpha-quartz at 300 K from Born charges (rows = field, columns = displacement): bands where quartz has them."""
+    data = np.load(reference_data / "sio2_md_dfpt_vasp" / "mdraman_bec_eps.npz")
+    masses = atomic_masses[data["numbers"]]
+    volume = float(abs(np.linalg.det(data["cell"])))
+    apt = data["Z"].swapaxes(2, 3)
+    paths = []
+    for i in range(5):
+        part = slice(200 * i, 200 * (i + 1))
+        series = derivative_series(
+            data["vel"][part],
+            data["pos"][part],
+            masses,
+            10.0,
+            apt=apt[part],
+            name=f"part-{i}",
+            volume=volume,
+            is_periodic=True,
+        )
+        assert series.removed_motion == "translation"
+        assert series.degrees_of_freedom == 24
+        paths.append(tmp_path / f"{i}.h5")
+        write_derivatives(paths[-1], series)
+    summary = spectra_files(paths, tmp_path / "out", settings=QUICK, draws=False)
+    assert summary["temperature"] == pytest.approx(300, abs=10)
+    assert summary["f_sum"]["numerical"] == pytest.approx(1, abs=1e-3)
+    assert summary["f_sum"]["equipartition_passed"]
+    assert any("1668 cm^-1" in note for note in summary["notes"])
+    table = read_table(tmp_path / "out" / "ir.csv")
+    nu, n_alpha = table["wavenumber"], table["n_alpha"]
+    for low, high, expected in ((400, 550, 455), (700, 850, 780), (950, 1150, 1030)):  # PBE: some 3 % below experiment
+        inside = (nu > low) & (nu < high)
+        assert nu[inside][np.argmax(n_alpha[inside])] == pytest.approx(expected, abs=35)
