@@ -25,7 +25,7 @@ from mimyria_wf.dynamics import (
 from mimyria_wf.errors import EngineError, TrajectoryError
 from mimyria_wf.md_summary import MdSummary, summarise
 from mimyria_wf.starts import pick_starts, read_starts, read_structure, write_starts
-from mimyria_wf.trajectory import PathLike, Progress, join, open_trajectory
+from mimyria_wf.trajectory import PathLike, Progress, check_velocities, join, open_trajectory
 
 __all__ = [
     "MdSummary",
@@ -193,7 +193,7 @@ def convert(
         progress: called with (frames done, frames in all, "frames").
 
     Raises:
-        TrajectoryError: the input is bad; an unfinished output is removed.
+        TrajectoryError: the input is bad, or its velocities do not fit its positions.
     """
     paths = _as_list(inputs)
     added = dict(metadata or {})
@@ -216,6 +216,8 @@ def convert(
         metadata=added,
         progress=progress,
     )
+    if reader.has_velocities:
+        check_velocities(reader)
     return summarise(reader).to_dict()
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "TrajectoryReader",
     "TrajectoryWriter",
     "as_cell",
+    "check_velocities",
     "default_masses",
     "join",
     "kinetic_energies",
@@ -100,6 +101,43 @@ def _format(path: Path) -> type[TrajectoryReader]:
     return AseReader
 
 
+def check_velocities(reader: TrajectoryReader, n_frames: int = 200) -> None:
+    """Raise :class:`TrajectoryError` where velocities do not belong to the positions.
+
+    For velocity Verlet, (x(t + dt) - x(t - dt)) / (2 dt) equals v(t) exactly at every step. A slope far from one means
+    another unit; velocities that equal a one-sided difference are half a step off (leap-frog) or are differences
+    themselves. Frames more than 2 fs apart say nothing and pass.
+
+    Args:
+        reader: the trajectory.
+        n_frames: how many first frames to look at.
+    """
+    reader.require_velocities()
+    if reader.timestep > 2.0 or reader.n_frames < 3:
+        return
+    part = reader.read(0, n_frames)
+    assert part.velocities is not None
+    steps = np.diff(part.positions, axis=0)
+    forward, backward, now = steps[1:] / part.timestep, steps[:-1] / part.timestep, part.velocities[1:-1]
+    is_smooth = np.maximum(np.abs(steps[1:]), np.abs(steps[:-1])) < 1.0  # not where positions are wrapped
+    forward, backward, now = forward[is_smooth], backward[is_smooth], now[is_smooth]
+    central = (forward + backward) / 2
+    square = float(now @ now)
+    slope = float(now @ central) / square if square > 0 else 1.0
+    if not 0.5 < slope < 2:
+        raise TrajectoryError(
+            f"{reader.path}: velocities do not fit the positions: these change {slope:.3g} times as fast; check the unit "
+            f"of the velocities, the timestep ({reader.timestep:g} fs between stored frames) and which frames they are of"
+        )
+    off = float(np.linalg.norm(central - now))
+    for side, other in (("after", forward), ("before", backward)):
+        if float(np.linalg.norm(other - now)) < 0.3 * off:
+            raise TrajectoryError(
+                f"{reader.path}: velocities are half a step {side} the positions (leap-frog, or differences of positions); "
+                "write them at the same time, as velocity Verlet does"
+            )
+
+
 def write_trajectory(path: PathLike, trajectory: Trajectory, start_time: float = 0.0) -> None:
     """Write a trajectory as H5MD (``.h5``, ``.hdf5``, ``.h5md``) or extended XYZ (``.xyz``, ``.extxyz``), bit-exact.
 
@@ -133,6 +171,9 @@ def writer_like(
 ) -> TrajectoryWriter:
     """Return a writer for the atoms, cell and masses of another trajectory; metadata adds to the source's."""
     has_velocities = source.has_velocities if isinstance(source, TrajectoryReader) else source.velocities is not None
+    inherited = {
+        key: value for key, value in source.metadata.items() if key != "settings_sha256"
+    }  # not that run's file
     return TrajectoryWriter(
         path,
         source.numbers,
@@ -141,7 +182,7 @@ def writer_like(
         pbc=source.pbc,
         masses=source.masses,
         name=name or source.name or None,
-        metadata={**source.metadata, **(metadata or {})},
+        metadata={**inherited, **(metadata or {})},
         observables=observables,
         has_velocities=has_velocities,
         start_time=start_time,
@@ -223,6 +264,10 @@ def join(
     first = readers[0]
     total = sum(map(len, selections))
     names = list(first.read(0, 1).observables)
+    added = dict(metadata or {})
+    if "n_equilibration_frames" in first.metadata:
+        left = int(first.metadata["n_equilibration_frames"]) - selections[0].start
+        added.setdefault("n_equilibration_frames", max(-(-left // stride), 0))
     first_time = (first.start_time or 0.0) + selections[0].start * first.timestep
     try:
         done = 0
@@ -230,7 +275,7 @@ def join(
             out,
             first,
             name=name or Path(out).stem,
-            metadata=metadata,
+            metadata=added,
             timestep=first.timestep * stride,
             start_time=first_time,
             observables=names,

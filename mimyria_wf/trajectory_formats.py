@@ -170,6 +170,22 @@ def extxyz_frame(
     return "\n".join(lines) + "\n"
 
 
+_CHANGING = re.compile(r"(?<!\S)(time|potential_energy)=(\S+)")
+
+
+def _comment_infos(comments: list[str]) -> list[dict[str, Any]]:
+    """Parse comment lines, in full only where something other than time and energy changes from frame to frame."""
+    first = key_val_str_to_dict(comments[0])
+    constant = _CHANGING.sub("", comments[0])
+    infos = []
+    for comment in comments:
+        if _CHANGING.sub("", comment) == constant:
+            infos.append({**first, **dict(_CHANGING.findall(comment))})
+        else:
+            infos.append(key_val_str_to_dict(comment))
+    return infos
+
+
 class ExtxyzReader(TrajectoryReader):
     """Extended XYZ with velocities in ``vel`` [A/fs] or ``momenta`` (ASE's unit), ``time`` [fs] in the comment line."""
 
@@ -184,7 +200,7 @@ class ExtxyzReader(TrajectoryReader):
         self.path = path
         self._frames = XyzFrames(path, drop_truncated)
         self.n_frames = len(self._frames)
-        infos = [key_val_str_to_dict(comment) for comment in self._frames.comments]
+        infos = _comment_infos(self._frames.comments)
         first = infos[0]
         self._columns = self._column_layout(str(first.get("Properties", "species:S:1:pos:R:3")))
         for frame, info in enumerate(infos):
@@ -195,6 +211,8 @@ class ExtxyzReader(TrajectoryReader):
         if "pos" not in self._columns or "species" not in self._columns:
             raise TrajectoryError(f"{path}: Properties must name species and pos, found {list(self._columns)}")
         self.has_velocities = "vel" in self._columns or "momenta" in self._columns
+        if "vel" in self._columns and first.get("vel_unit", "A/fs") != "A/fs":
+            raise TrajectoryError(f"{path}: column vel has unit {first['vel_unit']!r}, expected A/fs; convert it")
         rows = self._frames.rows(0)
         self._symbol_column = self._columns["species"][0]
         if min(map(len, rows)) <= max(c for columns in self._columns.values() for c in columns):
@@ -211,11 +229,14 @@ class ExtxyzReader(TrajectoryReader):
         self.cell = check_same_cell(own_cell, cell, str(path))
         own_pbc = first.get("pbc", [bool(self.cell.any())] * 3)
         self.pbc = np.broadcast_to(np.asarray(own_pbc, dtype=bool), (3,)).copy() if pbc is None else pbc
-        times = np.array([float(info["time"]) for info in infos if "time" in info])
+        try:
+            times = np.array([float(info["time"]) for info in infos if "time" in info])
+        except (TypeError, ValueError) as error:
+            raise TrajectoryError(f"{path}: time= in the comment line must be a number [fs] ({error})") from error
         if 0 < len(times) < self.n_frames:
             raise TrajectoryError(f"{path}: only {len(times)} of {self.n_frames} frames say their time")
         self.timestep = timestep_from_times(
-            times, timestep, str(path), 1e-6 * max(1.0, np.ptp(times) if len(times) else 0)
+            times, timestep, str(path), max(2e-3, 1e-6 * np.ptp(times)) if len(times) else 0.0
         )
         self.start_time = float(times[0]) if len(times) else None
         self.name = str(first.get("trajectory", path.stem))

@@ -437,3 +437,20 @@ def test_charge_reaches_the_calculator(tmp_path):
     neutral.set_velocities([[0, 0, 0], [0, 0.01, 0.02]])
     with pytest.raises(EngineError, match="the calculator has charge -1, the atoms 0"):
         run_nve(neutral, calculator, NveSettings(0.25, 40), tmp_path / "b.h5")
+
+
+def test_copy_of_a_run_does_not_pass_for_it(tmp_path):
+    calculator = make_calculator(**_call(LJ))
+    run_nve(argon(), calculator, NveSettings(1.0, 40), tmp_path / "a.h5")
+    convert(tmp_path / "a.h5", tmp_path / "b.h5", stride=2)
+    assert not run_nve(argon(), calculator, NveSettings(1.0, 40), tmp_path / "b.h5").was_skipped
+
+
+def test_cut_of_a_canonical_run_knows_what_is_left_of_the_equilibration(tmp_path):
+    sites = np.arange(9.0).reshape(3, 3)
+    settings = NvtSettings(300, 1.0, 100, 40, stride=2)
+    run_nvt(ase.Atoms("OH2", sites), Springs(5.0, sites), settings, tmp_path / "a.h5")
+    assert open_trajectory(tmp_path / "a.h5").metadata["n_equilibration_frames"] == 20
+    for start, stride, left in ((0, 1, 20), (5, 3, 5), (30, 1, 0)):
+        convert(tmp_path / "a.h5", tmp_path / "b.h5", start=start, stride=stride)
+        assert open_trajectory(tmp_path / "b.h5").metadata["n_equilibration_frames"] == left

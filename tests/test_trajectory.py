@@ -16,6 +16,7 @@ from mimyria_wf.trajectory import (
     Trajectory,
     TrajectoryWriter,
     as_cell,
+    check_velocities,
     default_masses,
     join,
     open_trajectory,
@@ -511,3 +512,46 @@ def test_join_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(TrajectoryError, match="frame 4"):
         join([tmp_path / "a.extxyz"], tmp_path / "b.h5", chunk_size=2)
     assert not (tmp_path / "b.h5").exists()
+
+
+def cosine(timestep: float, shift: float = 0.0, factor: float = 1.0) -> Trajectory:
+    """Return OH whose bond swings at 3500 cm^-1; velocities ``shift`` steps late, in a unit ``factor`` too small."""
+    omega = 2 * np.pi * 3500 / units.WAVENUMBER
+    times = timestep * np.arange(50)
+    positions, velocities = np.zeros((50, 2, 3)), np.zeros((50, 2, 3))
+    positions[:, 1, 2] = 1.0 + 0.1 * np.cos(omega * times)
+    velocities[:, 1, 2] = -0.1 * omega * np.sin(omega * (times + shift * timestep)) * factor
+    masses = default_masses(np.array([8, 1]))
+    return Trajectory(
+        np.array([8, 1]), positions, velocities, np.zeros((3, 3)), np.zeros(3, bool), timestep, masses, "oh"
+    )
+
+
+@pytest.mark.parametrize("timestep", [0.25, 0.5, 1.0, 2.0, 10.0])
+def test_velocities_at_the_time_of_the_positions_pass(tmp_path, timestep):
+    write_trajectory(tmp_path / "a.h5", cosine(timestep))
+    check_velocities(open_trajectory(tmp_path / "a.h5"))
+
+
+@pytest.mark.parametrize(
+    ("shift", "factor", "message"),
+    [
+        (0.5, 1.0, "half a step after the positions"),
+        (-0.5, 1.0, "half a step before the positions"),
+        (0.0, 1 / units.BOHR_PER_AU_TIME, r"these change 2\d\.\d times as fast; check the unit"),
+        (0.0, 1000.0, "times as fast; check the unit"),
+        (0.0, -1.0, "times as fast; check the unit"),
+    ],
+)
+def test_velocities_of_another_time_or_unit_are_found(tmp_path, shift, factor, message):
+    write_trajectory(tmp_path / "a.h5", cosine(0.5, shift, factor))
+    with pytest.raises(TrajectoryError, match=message):
+        check_velocities(open_trajectory(tmp_path / "a.h5"))
+
+
+def test_unit_of_the_velocity_column(tmp_path):
+    write_trajectory(tmp_path / "a.extxyz", make_trajectory(2))
+    text = (tmp_path / "a.extxyz").read_text()
+    (tmp_path / "a.extxyz").write_text(text.replace('vel_unit="A/fs"', 'vel_unit="bohr/au_t"'))
+    with pytest.raises(TrajectoryError, match="column vel has unit 'bohr/au_t', expected A/fs"):
+        open_trajectory(tmp_path / "a.extxyz")
