@@ -346,8 +346,8 @@ def check_label_template(template: str | Section, atoms: Atoms, targets: Sequenc
     warnings = []
     if qs_method == "XTB":
         warnings.append(
-            "CP2K template: CP2K's xTB couples the field to Mulliken charges alone, without atomic dipoles (GFN1-xTB water: "
-            "0.75 e a0, tblite 1.13); never mix its labels with tblite's"
+            "CP2K template: CP2K's xTB couples the field to Mulliken charges alone, without atomic dipoles "
+            "(GFN1-xTB water: 0.75 e a0, tblite 1.13); never mix its labels with tblite's"
         )
     loosest = _number(force_eval, "DFT/SCF/EPS_SCF", 1e-5)
     if force_eval.is_on("DFT/SCF/OUTER_SCF"):
