@@ -126,15 +126,15 @@ def check_velocities(reader: TrajectoryReader, n_frames: int = 200) -> None:
     slope = float(now @ central) / square if square > 0 else 1.0
     if not 0.5 < slope < 2:
         raise TrajectoryError(
-            f"{reader.path}: velocities do not fit the positions: these change {slope:.3g} times as fast; check the unit "
-            f"of the velocities, the timestep ({reader.timestep:g} fs between stored frames) and which frames they are of"
+            f"{reader.path}: velocities do not fit the positions: these change {slope:.3g} times as fast; check the "
+            f"unit of the velocities, the time between frames ({reader.timestep:g} fs) and which frames they are of"
         )
     off = float(np.linalg.norm(central - now))
     for side, other in (("after", forward), ("before", backward)):
         if float(np.linalg.norm(other - now)) < 0.3 * off:
             raise TrajectoryError(
-                f"{reader.path}: velocities are half a step {side} the positions (leap-frog, or differences of positions); "
-                "write them at the same time, as velocity Verlet does"
+                f"{reader.path}: velocities are half a step {side} the positions (leap-frog, or differences of "
+                "positions); write them at the same time, as velocity Verlet does"
             )
 
 
@@ -171,9 +171,8 @@ def writer_like(
 ) -> TrajectoryWriter:
     """Return a writer for the atoms, cell and masses of another trajectory; metadata adds to the source's."""
     has_velocities = source.has_velocities if isinstance(source, TrajectoryReader) else source.velocities is not None
-    inherited = {
-        key: value for key, value in source.metadata.items() if key != "settings_sha256"
-    }  # not that run's file
+    # a copy must not pass for the finished file of the run
+    inherited = {key: value for key, value in source.metadata.items() if key != "settings_sha256"}
     return TrajectoryWriter(
         path,
         source.numbers,
