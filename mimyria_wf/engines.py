@@ -1,27 +1,18 @@
-"""What computes forces in fields, and what is done with it: label snapshots, label whole trajectories.
-
-Every force ever computed can be kept in a field-forces file (HDF5), one group for each configuration and level of
-theory, written out after each snapshot. A run that was cut off and is started again computes only what is missing,
-and an APT set grows into a PGT set.
-"""
+"""What computes forces in fields, and what is done with it: label snapshots, label whole trajectories."""
 
 from __future__ import annotations
 
-import json
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
 import ase
-import h5py
 import numpy as np
 
 from mimyria_wf.derivatives import (
@@ -32,11 +23,18 @@ from mimyria_wf.derivatives import (
     write_derivatives,
 )
 from mimyria_wf.errors import EngineError, LabelError, MimyriaError, TrajectoryError
+from mimyria_wf.field_forces import (
+    Engine,
+    FieldForces,
+    FieldForcesStore,
+    StoredFieldForces,
+    read_field_forces,
+    write_field_forces,
+)
 from mimyria_wf.finite_field import (
     FieldDiagnostics,
     check_step,
     check_targets,
-    diagnostics,
     field_vectors,
     point_name,
     response_tensors,
@@ -46,36 +44,30 @@ from mimyria_wf.labels import (
     LabelledSnapshot,
     configuration_key,
     level_of_theory_key,
-    matching_rows,
-    missing_points,
-    multiplicity,
     read_snapshots,
     total_charge,
     write_labels,
 )
 from mimyria_wf.response import Array, ResponseTensors, project_apt, project_pgt
 
+__all__ = [
+    "FieldEngine",
+    "FieldForces",
+    "FieldForcesStore",
+    "StoredFieldForces",
+    "join_derivatives",
+    "label_file",
+    "label_snapshots",
+    "label_trajectory",
+    "read_field_forces",
+    "write_field_forces",
+]
+
 Progress = Callable[[int, int, str], None]
 
-FORMAT = "mimyria_wf field forces 1"
-FIELD_UNIT = "E_h/(e a0)"
-FORCE_UNIT = "E_h/a0"
 
-
-class FieldEngine(Protocol):
+class FieldEngine(Engine, Protocol):
     """Anything that gives forces of a configuration in homogeneous fields."""
-
-    @property
-    def name(self) -> str:
-        """The program, as the label file names it."""
-
-    @property
-    def version(self) -> str:
-        """The program's version."""
-
-    @property
-    def level_of_theory(self) -> Mapping[str, Any]:
-        """Everything that decides the forces, JSON-able; labels of two engines with the same one are the same."""
 
     def forces(self, atoms: ase.Atoms, vectors: Array) -> Array:
         """Return forces (n_fields, n_atoms, 3) [E_h/a0] in fields (n_fields, 3) [E_h/(e a0)].
@@ -83,221 +75,6 @@ class FieldEngine(Protocol):
         Raises:
             EngineError: instead of returning anything that is not finite or not converged.
         """
-
-
-@dataclass(frozen=True)
-class FieldForces:
-    """Forces of one snapshot at its field points.
-
-    Attributes:
-        field_vectors: (n_fields, 3) Cartesian vectors [E_h/(e a0)].
-        forces: (n_fields, n_atoms, 3) [E_h/a0].
-    """
-
-    field_vectors: Array
-    forces: Array
-
-    def __post_init__(self) -> None:
-        """Check that shapes fit and that everything is finite."""
-        if self.field_vectors.ndim != 2 or self.field_vectors.shape[1] != 3:
-            raise LabelError(f"field vectors must have shape (n_fields, 3), got {self.field_vectors.shape}")
-        expected = (len(self.field_vectors), "n_atoms", 3)
-        if self.forces.ndim != 3 or (self.forces.shape[0], self.forces.shape[2]) != (expected[0], 3):
-            raise LabelError(f"forces must have shape {expected}, got {self.forces.shape}".replace("'", ""))
-        for array, what in ((self.field_vectors, "field vector"), (self.forces, "forces")):
-            if not np.all(np.isfinite(array)):
-                row = int(np.argwhere(~np.isfinite(array))[0, 0])
-                raise LabelError(f"{what} of field point {self.point_names[row]} not finite: compute this point again")
-
-    @property
-    def point_names(self) -> tuple[str, ...]:
-        """Names of the points, such as "0" and "+x-y"."""
-        return tuple(point_name(vector) for vector in self.field_vectors)
-
-    def tensors(self, targets: Sequence[str] | None = None) -> ResponseTensors:
-        """Return what these forces give, see :func:`mimyria_wf.finite_field.response_tensors`."""
-        return response_tensors(self.field_vectors, self.forces, targets)
-
-    def diagnostics(self, charge: float) -> FieldDiagnostics:
-        """Return the free checks, see :func:`mimyria_wf.finite_field.diagnostics`."""
-        return diagnostics(self.field_vectors, self.forces, charge)
-
-    def chosen(self, vectors: Iterable[Array], step: float) -> FieldForces:
-        """Return the points at these vectors, in this order; all must be there."""
-        wanted = np.array(list(vectors))
-        rows = matching_rows(self.field_vectors, wanted, step)
-        assert None not in rows, "ask missing_points first"
-        return FieldForces(wanted, self.forces[[row for row in rows if row is not None]])
-
-
-@dataclass(frozen=True)
-class StoredFieldForces:
-    """A snapshot of a field-forces file: its atoms, the forces, and what computed them."""
-
-    atoms: ase.Atoms
-    field_forces: FieldForces
-    level_of_theory: Mapping[str, Any]
-    engine: str
-    engine_version: str
-
-
-class FieldForcesStore:
-    """Forces known so far, by configuration and level of theory.
-
-    Args:
-        path: HDF5 file; what it holds already is known, what is added is on disk when :meth:`add` returns.
-            None keeps everything in memory.
-    """
-
-    def __init__(self, path: str | Path | None = None) -> None:
-        self.path = None if path is None else Path(path)
-        self._known: dict[tuple[str, str], FieldForces] = {}
-        if self.path is None:
-            return
-        if self.path.is_file():
-            self.include(self.path)
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with h5py.File(self.path, "w") as file:
-                file.attrs.update(format=FORMAT, field_unit=FIELD_UNIT, force_unit=FORCE_UNIT)
-
-    def include(self, path: str | Path) -> None:
-        """Know what another field-forces file holds, too, without copying it into this one."""
-        for stored in iterate_field_forces(path):
-            key = (configuration_key(stored.atoms), level_of_theory_key(stored.level_of_theory))
-            self._known[key] = self._merged(key, stored.field_forces)
-
-    def points(self) -> dict[tuple[str, str], Array]:
-        """Return the known field vectors by (configuration_key, level_of_theory_key), for `missing_points`."""
-        return {key: known.field_vectors for key, known in self._known.items()}
-
-    def missing(
-        self, atoms: ase.Atoms, level: Mapping[str, Any], targets: Sequence[str], step: float
-    ) -> dict[str, Array]:
-        """Return the field points of a snapshot still to be computed, by name."""
-        key = (configuration_key(atoms), level_of_theory_key(level))
-        known = {key: self._known[key].field_vectors} if key in self._known else {}
-        return missing_points(known, atoms, level, targets, step)
-
-    def get(self, atoms: ase.Atoms, level: Mapping[str, Any]) -> FieldForces | None:
-        """Return what is known of this snapshot."""
-        return self._known.get((configuration_key(atoms), level_of_theory_key(level)))
-
-    def add(self, atoms: ase.Atoms, new: FieldForces, engine: FieldEngine) -> FieldForces:
-        """Keep these points and return all that is known of the snapshot."""
-        return self.add_stored(StoredFieldForces(atoms, new, engine.level_of_theory, engine.name, engine.version))
-
-    def add_stored(self, new: StoredFieldForces) -> FieldForces:
-        """Keep the points of another store, and return all that is known of that snapshot."""
-        key = (configuration_key(new.atoms), level_of_theory_key(new.level_of_theory))
-        merged = self._merged(key, new.field_forces)
-        if self.path is not None:
-            with _uninterrupted(), _opened(self.path, "r+") as file:
-                _write_group(file, key, new, merged)
-        self._known[key] = merged
-        return merged
-
-    def _merged(self, key: tuple[str, str], new: FieldForces) -> FieldForces:
-        known = self._known.get(key)
-        if known is None:
-            return new
-        if known.forces.shape[1] != new.forces.shape[1]:
-            raise LabelError(f"one configuration with {known.forces.shape[1]} and {new.forces.shape[1]} atoms")
-        lengths = np.linalg.norm(np.concatenate([known.field_vectors, new.field_vectors]), axis=1)
-        step = float(lengths[lengths > 0].min(initial=1.0))
-        rows = matching_rows(known.field_vectors, new.field_vectors, step)
-        fresh = [k for k, row in enumerate(rows) if row is None]
-        return FieldForces(
-            np.concatenate([known.field_vectors, new.field_vectors[fresh]]),
-            np.concatenate([known.forces, new.forces[fresh]]),
-        )
-
-
-def _write_group(file: h5py.File, key: tuple[str, str], new: StoredFieldForces, merged: FieldForces) -> None:
-    name = "/".join(key)
-    if name in file:
-        del file[name]
-    group = file.create_group(name)
-    group.create_dataset("field_vectors", data=merged.field_vectors).attrs["unit"] = FIELD_UNIT
-    group.create_dataset("forces", data=merged.forces).attrs["unit"] = FORCE_UNIT
-    group.create_dataset("numbers", data=new.atoms.numbers)
-    group.create_dataset("positions", data=new.atoms.positions).attrs["unit"] = "A"
-    group.create_dataset("cell", data=np.asarray(new.atoms.cell)).attrs["unit"] = "A"
-    group.create_dataset("pbc", data=np.asarray(new.atoms.pbc))
-    group.attrs["point_names"] = json.dumps(merged.point_names)
-    group.attrs["level_of_theory"] = json.dumps(dict(new.level_of_theory), sort_keys=True)
-    group.attrs["engine"] = new.engine
-    group.attrs["engine_version"] = new.engine_version
-    info: dict[str, Any] = {"charge": total_charge(new.atoms), "multiplicity": multiplicity(new.atoms)}
-    if "snapshot" in new.atoms.info:
-        info["snapshot"] = str(new.atoms.info["snapshot"])
-    group.attrs["info"] = json.dumps(info)
-
-
-@contextmanager
-def _opened(path: Path, mode: str) -> Iterator[h5py.File]:
-    """Open a field-forces file or say in one line why not."""
-    try:
-        file = h5py.File(path, mode)
-    except BlockingIOError:
-        raise LabelError(f"{path} is in use by another process: wait for it or choose another file") from None
-    except OSError as error:
-        reason = "it does not exist" if not path.exists() else " ".join(str(error).split())
-        raise LabelError(f"{path} cannot be opened as a field-forces file: {reason}; remove it to start over") from None
-    with file:
-        if file.attrs.get("format") != FORMAT:
-            found = file.attrs.get("format", "none")
-            raise LabelError(f"{path} is not a field-forces file (format '{found}', expected '{FORMAT}')")
-        yield file
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold termination back while a file is between two good states (milliseconds)."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def iterate_field_forces(path: str | Path) -> Iterator[StoredFieldForces]:
-    """Yield the snapshots of a field-forces file; LabelError if it is none or holds forces that are not finite."""
-    path = Path(path)
-    with _opened(path, "r") as file:
-        for configuration in file:
-            for level in file[configuration]:
-                group = file[configuration][level]
-                try:
-                    atoms = ase.Atoms(
-                        group["numbers"][()], group["positions"][()], cell=group["cell"][()], pbc=group["pbc"][()]
-                    )
-                    atoms.info.update(json.loads(group.attrs["info"]))
-                    forces = FieldForces(group["field_vectors"][()], group["forces"][()])
-                    theory = json.loads(group.attrs["level_of_theory"])
-                    made_by = str(group.attrs["engine"]), str(group.attrs["engine_version"])
-                except KeyError as error:
-                    raise LabelError(
-                        f"{path}: group {configuration[:12]} is incomplete ({error}): remove the file"
-                    ) from None
-                except LabelError as error:
-                    raise LabelError(f"{path}: {error}") from None
-                yield StoredFieldForces(atoms, forces, theory, *made_by)
-
-
-def read_field_forces(path: str | Path) -> list[StoredFieldForces]:
-    """Return every snapshot of a field-forces file."""
-    return list(iterate_field_forces(path))
-
-
-def write_field_forces(path: str | Path, stored: Iterable[StoredFieldForces]) -> None:
-    """Add snapshots to a field-forces file, which is made if need be; points already there are kept."""
-    store = FieldForcesStore(path)
-    for one in stored:
-        store.add_stored(one)
 
 
 def label_snapshots(
@@ -357,6 +134,9 @@ def label_file(
     field_forces_out: str | Path | None = None,
     points_known: str | Path | Sequence[str | Path] | None = None,
     progress: Progress | None = None,
+    *,
+    charge: int | None = None,
+    multiplicity: int | None = None,
 ) -> dict[str, Any]:
     """Label every snapshot of a file and write it with columns apt:R:9 and, for a PGT, pgt:R:27.
 
@@ -372,6 +152,8 @@ def label_file(
             again.
         points_known: further field-forces files whose points need not be computed.
         progress: called with (snapshots done, all, what is going on).
+        charge: total charge [e] of snapshots that do not state theirs.
+        multiplicity: spin multiplicity of snapshots that do not state theirs.
 
     Returns:
         JSON-able: counts of snapshots and field points, engine, level of theory, largest sum-rule residuals [e],
@@ -380,6 +162,8 @@ def label_file(
     began = time.perf_counter()
     step, wanted = check_step(step), check_targets(targets)
     snapshots = read_snapshots(path)
+    for index, atoms in enumerate(snapshots):
+        _state(atoms.info, charge, multiplicity, f"{path}, snapshot {index}")
     store = FieldForcesStore(field_forces_out)
     for known in [points_known] if isinstance(points_known, str | Path) else points_known or []:
         store.include(known)
@@ -418,6 +202,13 @@ def label_file(
     }
 
 
+def _state(info: dict[str, Any], charge: int | None, multiplicity: int | None, where: str) -> None:
+    """Write charge and multiplicity into a snapshot's info; LabelError if it says otherwise itself."""
+    for key, given in (("charge", charge), ("multiplicity", multiplicity)):
+        if given is not None and info.setdefault(key, given) != given:
+            raise LabelError(f"{where}: {key} {given} is asked for, the file says {info[key]}: correct one of them")
+
+
 def _plan(
     store: FieldForcesStore,
     snapshots: Sequence[ase.Atoms],
@@ -447,13 +238,14 @@ class _TensorTask:
     engine: FieldEngine
     step: float
     targets: tuple[str, ...]
+    info: Mapping[str, int]
 
     def __call__(self, first: int, chunk: Trajectory) -> tuple[Array, Array | None]:
         vectors = np.array(list(field_vectors(self.step, self.targets).values()))
         apt, pgt = [], []
         for frame in range(len(chunk.positions)):
             atoms = chunk.atoms(frame)
-            atoms.info["snapshot"] = f"{chunk.name}/{first + frame}"
+            atoms.info.update(self.info, snapshot=f"{chunk.name}/{first + frame}")
             forces = _checked_forces(self.engine, atoms, vectors)
             tensors = response_tensors(vectors, forces, self.targets)
             apt.append(tensors.apt)
@@ -511,6 +303,8 @@ def label_trajectory(
     progress: Progress | None = None,
     *,
     project_sum_rules: bool = True,
+    charge: int | None = None,
+    multiplicity: int | None = None,
     volume: float | None = None,
     removed_motion: RemovedMotion | None = None,
     processes: int = 1,
@@ -530,7 +324,9 @@ def label_trajectory(
         stop: frame after the last; None for all. Files of neighbouring stretches join by :func:`join_derivatives`.
         progress: called with (frames done, all, what is going on).
         project_sum_rules: whether the tensors obey the sum rules before they are contracted, as in prediction.
-        volume: nominal volume of a cluster [A^3]; that of the cell by default.
+        charge: total charge [e]; the trajectory's own by default, or zero.
+        multiplicity: spin multiplicity; the trajectory's own by default, or one.
+        volume: nominal volume of a cluster [A^3]; a periodic cell's own volume is always used.
         removed_motion: rigid motions that the velocities lack; None finds out from the first chunk.
         processes: workers that share the frames, each with an engine of its own.
         chunk_size: frames a worker takes at a time.
@@ -547,11 +343,15 @@ def label_trajectory(
         raise TrajectoryError(f"{reader.name}: frames {start} to {stop} are not within its {reader.n_frames} frames")
     if processes < 1 or chunk_size < 1:
         raise EngineError(f"processes and chunk_size must be 1 or more, got {processes} and {chunk_size}")
-    charge = int(reader.metadata.get("charge", 0))
+    info = {key: int(reader.metadata[key]) for key in ("charge", "multiplicity") if key in reader.metadata}
+    _state(info, charge, multiplicity, str(reader.path))
+    charge = info.setdefault("charge", 0)
     masses = np.asarray(reader.masses, dtype=float)
     is_periodic = bool(np.all(reader.pbc))
-    if volume is None and is_periodic:
+    if is_periodic:
         volume = float(abs(np.linalg.det(reader.cell)))
+    elif volume is None and "volume" in reader.metadata:
+        volume = float(reader.metadata["volume"])
     chunks = ((first, reader.read(first, min(first + chunk_size, stop))) for first in range(start, stop, chunk_size))
     residuals = _ResidualSums(charge)
     n_done = 0
@@ -563,7 +363,7 @@ def label_trajectory(
         "field_step": step,
         "start": start,
         "stop": stop,
-        "project_sum_rules": project_sum_rules,
+        "sum_rules_projected": project_sum_rules,
         "charge": charge,
     }
     path = Path(out_derivatives)
@@ -578,7 +378,7 @@ def label_trajectory(
         removed_motion=removed_motion,
         metadata=metadata,
     ) as writer:
-        for chunk, (apt, pgt) in _in_order(_TensorTask(engine, step, wanted), chunks, processes):
+        for chunk, (apt, pgt) in _in_order(_TensorTask(engine, step, wanted, info), chunks, processes):
             residuals.add(apt, pgt)
             if project_sum_rules:
                 apt = project_apt(apt, masses, charge)

@@ -305,6 +305,23 @@ def test_two_processes_give_what_one_gives(reader, tmp_path: Path):
     np.testing.assert_allclose(two.dipole_derivative, one.dipole_derivative, atol=1e-7)  # SCF threshold
 
 
+def test_charge_is_taken_from_the_file_or_given_but_never_contradicted(snapshot_file: Path, tmp_path: Path):
+    with pytest.raises(LabelError, match=r"snapshots.extxyz, snapshot 0: charge -1 is asked for, the file says 0"):
+        label_file(snapshot_file, ModelEngine(), ["apt"], STEP, tmp_path / "l.extxyz", charge=-1)
+    plain = molecule("H2O")
+    ase.io.write(tmp_path / "plain.extxyz", plain, format="extxyz")
+    label_file(
+        tmp_path / "plain.extxyz", ModelEngine(), ["apt"], STEP, tmp_path / "l.extxyz", charge=-1, multiplicity=1
+    )
+    assert read_labels(tmp_path / "l.extxyz")[0].charge == -1
+    write_trajectory(tmp_path / "ion.h5", run(charge=2))
+    ion = open_trajectory(tmp_path / "ion.h5")
+    label_trajectory(ion, ModelEngine(), ["apt"], STEP, tmp_path / "d.h5", 0, 2)
+    assert read_derivatives(tmp_path / "d.h5").metadata["charge"] == 2
+    with pytest.raises(LabelError, match=r"ion.h5: charge 1 is asked for, the file says 2"):
+        label_trajectory(ion, ModelEngine(), ["apt"], STEP, tmp_path / "d.h5", charge=1)
+
+
 def test_trajectories_that_cannot_be_labelled(reader, tmp_path: Path):
     with pytest.raises(TrajectoryError, match="frames 5 to 13 are not within its 12 frames"):
         label_trajectory(reader, ModelEngine(), ["apt"], STEP, tmp_path / "d.h5", 5, 13)
