@@ -161,16 +161,11 @@ def plot_raman(
         for curve, colour in zip(curves.values(), COLOURS):
             _draw(top, curve, colour)
         _finish_axis(top, list(curves.values()), RAMAN_LABEL, upper)
-        positive = np.concatenate([curve.values[np.isfinite(curve.values)] for curve in curves.values()])
-        positive = positive[positive > 0]
-        if len(positive):
-            # the low frequencies hold most of the intensity: six decades show both them and the stretch
-            top.set_yscale("log")
-            top.set_ylim(max(positive.max() * 1e-6, positive.min() * 0.5), positive.max() * 2)
+        # the low frequencies hold most of the intensity: decades show both them and the stretch
+        _logarithmic(top, list(curves.values()), upper)
         if depolarization is not None:
             top.tick_params(labelbottom=False)
             bottom = axes[1, 0]
-            top.set_box_aspect(None)
             _draw(bottom, depolarization, COLOURS[0])
             bottom.axhline(0.75, color=COLOURS[2], lw=0.8, ls="--")
             _finish_axis(bottom, [], "VH / VV", upper)
@@ -186,7 +181,7 @@ def plot_comparison(
     caption: str = "",
     upper: float = 4000.0,
 ) -> None:
-    """Draw pairs of spectra on top of each other, a panel for each, with their difference below zero of the same axis.
+    """Draw pairs of spectra on top of each other, a panel for each, with their difference; Raman on a logarithmic axis.
 
     Args:
         path: of the picture.
@@ -202,31 +197,32 @@ def plot_comparison(
             panel = axes[row, 0]
             _draw(panel, first, COLOURS[0])
             _draw(panel, second, COLOURS[2], "--")
-            if len(first.wavenumber) == len(second.wavenumber):
-                panel.plot(first.wavenumber, second.values - first.values, color=COLOURS[7], lw=0.8, label="difference")
             is_ir = kind == "ir"
             short = kind.removeprefix("raman_")
-            _finish_axis(
-                panel, [first, second], IR_LABEL if is_ir else RAMAN_LABEL.replace("I(", f"I_{{{short}}}("), upper
-            )
+            if len(first.wavenumber) == len(second.wavenumber):
+                difference = second.values - first.values
+                shown = difference if is_ir else np.abs(difference)
+                label = "difference" if is_ir else "|difference|"
+                panel.plot(first.wavenumber, shown, color=COLOURS[7], lw=0.8, label=label)
+            index = short.upper() if short in ("vv", "vh") else short
+            y_label = IR_LABEL if is_ir else RAMAN_LABEL.replace("I(", rf"I_\mathrm{{{index}}}(")
+            _finish_axis(panel, [first, second], y_label, upper)
             title = "IR" if is_ir else f"Raman, {KIND_NAMES.get(short, short)}"
             panel.set_title(f"{title}   {(distances or {}).get(kind, '')}", fontsize=8, loc="left")
-            values = np.concatenate(
-                [c.values[(c.wavenumber <= upper) & np.isfinite(c.values)] for c in (first, second)]
-            )
-            if not is_ir and len(values) and values.max() > 0:
-                panel.set_yscale("symlog", linthresh=float(values.max()) * 1e-3)
-                panel.yaxis.set_minor_locator(_no_minor_ticks())
+            if not is_ir:
+                _logarithmic(panel, [first, second], upper)
             if row + 1 < len(pairs):
                 panel.tick_params(labelbottom=False)
         axes[-1, 0].set_xlabel(WAVENUMBER_LABEL)
         _caption(figure, caption)
 
 
-def _no_minor_ticks() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
+def _logarithmic(axes: "Axes", curves: Sequence[Curve], upper: float, decades: float = 4.5) -> None:
+    """Use a logarithmic axis that ends some decades below the largest value; nothing changes without a positive one."""
+    values = np.concatenate([c.values[(c.wavenumber <= upper) & np.isfinite(c.values)] for c in curves])
+    if len(values) and values.max() > 0:
+        axes.set_yscale("log")
+        axes.set_ylim(values.max() * 10**-decades, values.max() * 2)
 
 
 def plot_learning_curve(

@@ -320,8 +320,12 @@ def write_spectra(
                 kind: plots.Curve(nu, getattr(raman, kind), raman.errors[kind], plots.KIND_NAMES[kind])
                 for kind in ("vv", "vh", "iso")
             }
-            ratio = plots.Curve(nu, raman.depolarization, raman.errors["depolarization"])
-            plots.plot_raman(out / "raman.png", curves, ratio, f"Raman: {RAMAN_KIND}. {caption}", float(nu[-1]))
+            # a ratio of two noises says nothing: it is drawn where there is intensity
+            vv = raman.weighted["vv"]
+            depolarization = np.where(vv > 0.01 * vv.max(), raman.depolarization, np.nan)
+            ratio = plots.Curve(nu, depolarization, raman.errors["depolarization"])
+            text = f"Raman: {RAMAN_KIND}. VH/VV where w^2 VV is above 1 % of its maximum. {caption}"
+            plots.plot_raman(out / "raman.png", curves, ratio, text, float(nu[-1]))
             files.append("raman.png")
     archive: dict[str, Any] = {key: values.astype(np.float32) for key, values in per_run.items()}
     archive["wavenumber"] = spectrum.wavenumber
@@ -477,9 +481,11 @@ def compare_spectra(
         results[name] = {"distance": value, "lower": ends[0], "upper": ends[1], "agreement": 1 - value}
         is_undefined = ~(np.isfinite(values) & np.isfinite(other)) & (nu >= lower) & (nu <= upper)
         if is_undefined.any():
-            notes.append(
-                f"{name}: {int(is_undefined.sum())} points up to {nu[is_undefined].max():.1f} cm^-1 are undefined"
+            last = nu[is_undefined].max()
+            note = (
+                f"{name.partition('_')[0]}: {int(is_undefined.sum())} undefined points up to {last:.1f} cm^-1 left out"
             )
+            notes += [] if note in notes else [note]
     n_runs = min(len(first.names), len(second.names))
     if n_runs < 2:
         notes.append("fewer than two trajectories on a side: no interval can be given")

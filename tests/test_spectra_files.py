@@ -135,6 +135,7 @@ def test_compare(tmp_path):
     table.write_text("wavenumber,n_alpha\n0,1\n2000,2\n4000,1\n")
     measured = compare_spectra(tmp_path / "explicit", table)
     assert list(measured["spectra"]) == ["ir"]
+    assert result["notes"] == ["raman: 34 undefined points up to 65.2 cm^-1 left out"]
     assert any("interpolated" in note for note in measured["notes"])
 
 
