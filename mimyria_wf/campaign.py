@@ -491,6 +491,7 @@ class TrajectoryFile(Section):
         None, description="CP2K: the `*-vel-*.xyz` file, if it is not beside the positions.", json_schema_extra=FILE
     )
     timestep_fs: Positive | None = Field(None, description="Time between frames, if the file does not say it.")
+    drop_truncated: Bool = Field(False, description="Accept a text file whose last frame was cut off by a killed run.")
 
     @model_validator(mode="before")
     @classmethod
@@ -973,7 +974,7 @@ class Campaign(Section):
         try:
             frames = read(path, index=":")
         except Exception as error:  # noqa: BLE001 - ASE's readers raise whatever their parsing runs into
-            reason = (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__
+            reason = (str(error).splitlines() or [""])[0].replace(str(path), path.name) or type(error).__name__
             problem = self.problem(
                 here, f"must name a structure that ASE reads, {path.name}: {reason}", "check the file"
             )
@@ -1002,7 +1003,7 @@ class Campaign(Section):
                     [
                         self.problem(
                             key,
-                            f"has right angles or other ones than the structure file ({found} degrees)",
+                            f"does not have the angles of the structure file, {found} degrees",
                             "give cell_A_deg: [a, b, c, alpha, beta, gamma], or leave the cell to the structure file",
                         )
                     ]
@@ -1032,7 +1033,12 @@ class Campaign(Section):
 
         velocities = self.path(entry.velocities) if entry.velocities else None
         return open_trajectory(
-            path, velocities=velocities, timestep=entry.timestep_fs, cell=self.system.cell, pbc=self.system.pbc
+            path,
+            velocities=velocities,
+            timestep=entry.timestep_fs,
+            cell=self.system.cell,
+            pbc=self.system.pbc or self.system.is_periodic,
+            drop_truncated=entry.drop_truncated,
         )
 
     def trajectory_files(self) -> tuple[tuple[Path, TrajectoryFile], ...]:

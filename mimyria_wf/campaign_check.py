@@ -45,6 +45,15 @@ FIELD_STEPS = (1e-5, 1e-2)
 USUAL_FIELD_STEPS = (2e-4, 3e-3)
 POTENTIAL_DROP = 1.0
 """Largest field step times cell length that passes without a word [eV]; an insulator needs a gap well above it."""
+IN_CAMPAIGN = {
+    "CP2K template: ": "",
+    "CP2K input: ": "",
+    "give timestep= [fs] (stored frames)": "write {path: ..., timestep_fs: ...}, the time between stored frames",
+    "timestep=": "timestep_fs: ",
+    "read with drop_truncated": "write {path: ..., drop_truncated: true}",
+    "give cell= [A]": "give system.cell_A",
+}
+"""What the core's messages call differently than a campaign file does."""
 WHOLE_SCAN = 5e8
 """Trajectories up to this size in all are read whole [bytes]; of larger ones some frames."""
 
@@ -158,7 +167,7 @@ class _Check:
         self._files()
         atoms = self._atoms()
         runs = self._runs(atoms)
-        if atoms is not None:
+        if atoms is not None and self._is_usable(atoms):
             self._system(atoms)
             self._sampling(atoms)
             self._labels(atoms)
@@ -183,20 +192,25 @@ class _Check:
         self.warnings.append(self.campaign.problem(key_path, statement, remedy))
 
     @contextmanager
-    def _reporting(self, key_path: KeyPath, prefix: str = "is refused") -> Iterator[None]:
-        """Turn an error of the core into a line of the campaign file."""
+    def _reporting(self, key_path: KeyPath, path: Path, remedy: str) -> Iterator[None]:
+        """Turn an error of the core about a file into a line of the campaign file."""
         try:
             yield
         except CampaignFileError as error:
             self.errors += error.problems
         except MimyriaError as error:
-            statement, _, remedy = str(error).partition("; ")
-            self.error(key_path, f"{prefix}, {statement}", remedy)
+            text = str(error).replace(f"{path.parent}{os.sep}", "")
+            for core, ours in IN_CAMPAIGN.items():
+                text = text.replace(core, ours)
+            statement, _, own_remedy = text.partition("; ")
+            where = "" if path.name in statement else f"{path.name}: "
+            self.error(key_path, f"is refused, {where}{statement}", own_remedy or remedy)
 
     def _files(self) -> None:
         """Every path names a readable file; files that are copied have different names."""
         for key_path, value in self.campaign.named_files():
             path = self.campaign.path(value)
+            key_path = key_path[:-1] if key_path[-1] == "path" else key_path
             if not self.campaign.matches(value):
                 self.error(key_path, f"must name an existing file, {value} does not exist", _nearest_file(path))
             elif path.is_dir() and "files" not in key_path:
@@ -216,9 +230,11 @@ class _Check:
         if self.campaign.sampling is not None:
             if not self._exists(self.campaign.system.structure):
                 return None
-            with self._reporting(("system", "structure")):
+            try:
                 return self.campaign.atoms()
-            return None
+            except CampaignFileError as error:
+                self.errors += error.problems
+                return None
         for path, entry in self.campaign.trajectory_files():
             try:
                 atoms = self.campaign.reader(path, entry).atoms(0)
@@ -248,7 +264,7 @@ class _Check:
         for i, (path, entry) in enumerate(files):
             self.progress(i, len(files), f"reading {path.name}")
             key_path: KeyPath = ("trajectories", entries.index(entry))
-            with self._reporting(key_path):
+            with self._reporting(key_path, path, "convert the file or leave it out"):
                 reader = self.campaign.reader(path, entry)
                 reader.require_velocities()
                 self._scan(reader, key_path, is_whole=total_size <= WHOLE_SCAN)
@@ -304,13 +320,10 @@ class _Check:
         if not np.array_equal(first.numbers, reader.numbers):
             found = Atoms(reader.numbers).get_chemical_formula()
             wanted = Atoms(first.numbers).get_chemical_formula()
+            statement = f"must hold one system, {name} has {found}, {other} has {wanted}"
             if found == wanted:
-                found, wanted = "the same atoms in another order", "one order"
-            self.error(
-                key_path,
-                f"must hold one system, {name} has {found}, {other} has {wanted}",
-                "give them to two campaigns",
-            )
+                statement = f"must have one order of atoms, that of {name} differs from that of {other}"
+            self.error(key_path, statement, "leave it out, or give it a campaign of its own")
         elif abs(reader.timestep - first.timestep) > 1e-6 * first.timestep:
             self.error(
                 key_path,
@@ -321,23 +334,33 @@ class _Check:
             self.error(
                 key_path,
                 f"must have one cell, that of {name} differs from that of {other}",
-                "give them to two campaigns",
+                "leave it out, or give it a campaign of its own",
             )
 
-    def _system(self, atoms: Atoms) -> None:
-        """Check positions, cell, volume and electrons."""
-        system = self.campaign.system
-        here: KeyPath = ("system", "structure") if self.campaign.sampling is not None else ("trajectories", 0)
+    @property
+    def _structure_key(self) -> KeyPath:
+        return ("system", "structure") if self.campaign.sampling is not None else ("trajectories", 0)
+
+    def _is_usable(self, atoms: Atoms) -> bool:
+        """Check what all later checks build on."""
         if not np.isfinite(atoms.positions).all():
             atom = int(np.argwhere(~np.isfinite(atoms.positions))[0][0])
-            self.error(here, f"must have finite positions, those of atom {atom} are not", "correct the structure file")
-            return
+            self.error(
+                self._structure_key, f"must have finite positions, those of atom {atom} are not", "correct the file"
+            )
+            return False
         if atoms.pbc.any() and not atoms.pbc.all():
             self.error(
                 ("system", "pbc"),
-                f"must be periodic in all directions or in none, got {[bool(x) for x in atoms.pbc]}",
-                "take a cell with vacuum for a slab or wire",
+                f"must be true or false in all directions, got {[bool(x) for x in atoms.pbc]}",
+                "take a periodic cell with vacuum for a slab or wire",
             )
+            return False
+        return True
+
+    def _system(self, atoms: Atoms) -> None:
+        """Check distances, density, volume and electrons."""
+        system, here = self.campaign.system, self._structure_key
         close = self._closest(atoms)
         if close is not None and close[0] < 0.5:
             distance, i, j = close
@@ -354,6 +377,8 @@ class _Check:
                     f"gives a density of {density:.3g} g/cm3",
                     "check the cell, in A",
                 )
+            if system.volume_A3 is not None:
+                self.error(("system", "volume_A3"), "is for clusters, but the system is periodic", "remove it")
         elif system.volume_A3 is None and "apt" in self.campaign.targets:
             self.error(
                 ("system", "volume_A3"),
@@ -404,7 +429,7 @@ class _Check:
                 "lengthen the NVT run: 500 fs and more for a liquid",
             )
         if sampling.engine == "ase":
-            self._calculator()
+            self._calculator(atoms)
         elif self._exists(sampling.template):
             self._md_template(atoms)
 
@@ -425,7 +450,7 @@ class _Check:
                     "write 0.5",
                 )
 
-    def _calculator(self) -> None:
+    def _calculator(self, atoms: Atoms) -> None:
         from mimyria_wf.md import make_calculator
 
         sampling, system = self.campaign.sampling, self.campaign.system
@@ -448,11 +473,21 @@ class _Check:
         if not self.campaign.computer_for("md").is_local:
             return  # what is installed here says nothing about the computer that runs the MD
         try:
-            make_calculator(sampling.calculator.import_path, arguments)
+            calculator = make_calculator(sampling.calculator.import_path, arguments)
         except EngineError as error:
             key = "arguments" if "cannot be built" in str(error) else "import"
-            _, _, reason = str(error).partition(": ")
-            self.error((*here, key), f"does not work, {reason}", "correct it or install what is missing")
+            statement, _, remedy = str(error).partition(": ")[2].partition("; ")
+            self.error((*here, key), f"does not work, {statement}", remedy or "correct it")
+            return
+        if sampling.calculator.import_path.startswith("tblite.") and system.charge == 0:
+            trial = atoms.copy()
+            calculator.set(verbosity=0)
+            trial.calc = calculator
+            try:  # one point takes milliseconds and finds an unknown method or a structure that does not converge
+                trial.get_forces()
+            except Exception as error:  # noqa: BLE001 - whatever the calculator raises is what the user must know
+                reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+                self.error(here, f"fails on the start structure, {reason}", "correct its arguments or the structure")
 
     def _md_template(self, atoms: Atoms) -> None:
         from mimyria_wf.cp2k_input import parse_input, render_md
@@ -462,7 +497,7 @@ class _Check:
         assert sampling.template is not None
         key_path: KeyPath = ("sampling", "template")
         path = self.campaign.path(sampling.template)
-        with self._reporting(key_path):
+        with self._reporting(key_path, path, f"correct {path.name}"):
             text = path.read_text(errors="replace")
             parse_input(text, path.name)
             render_md(text, atoms, sampling.nvt_settings(seed=1), "nvt")
@@ -526,7 +561,7 @@ class _Check:
         assert labels.template is not None
         key_path: KeyPath = ("labels", "template")
         path = self.campaign.path(labels.template)
-        with self._reporting(key_path):
+        with self._reporting(key_path, path, f"correct {path.name}"):
             text = path.read_text(errors="replace")
             parsed = parse_input(text, path.name)
             for warning in check_label_template(parsed, atoms, self.campaign.targets):
@@ -608,7 +643,7 @@ class _Check:
                 continue
             path, key_path = self.campaign.path(value), ("labels", key)
             self.progress(0, 1, f"reading {path.name}")
-            with self._reporting(key_path):
+            with self._reporting(key_path, path, "correct the file"):
                 snapshots = read_labels(path, training.targets)
                 counts[key] = len(snapshots)
                 labelled = {symbol for snapshot in snapshots for symbol in snapshot.atoms.get_chemical_symbols()}
@@ -641,14 +676,14 @@ class _Check:
         models = self.campaign.models
         if models is None:
             return
-        from mimyria_wf.network import load_model
-
         for target in ("apt", "pgt"):
             value = getattr(models, target)
             if not self._exists(value):
                 continue
             path, key_path = self.campaign.path(value), ("models", target)
-            with self._reporting(key_path):
+            from mimyria_wf.network import load_model  # torch takes seconds: only where there is a model
+
+            with self._reporting(key_path, path, "give a model file of `mimyria-wf train`"):
                 network = load_model(path, target)
                 known = set(Atoms(list(network.species)).get_chemical_symbols())
                 missing = sorted(set(atoms.get_chemical_symbols()) - known)
@@ -964,8 +999,9 @@ def _nearest_file(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"the folder {folder.name} does not exist either; paths are relative to the campaign file"
-    close = difflib.get_close_matches(path.name, sorted(p.name for p in folder.iterdir()), n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else "check the path: it is relative to the campaign file"
+    names = {p.stem: p.name for p in sorted(folder.iterdir(), key=lambda p: (p.suffix == path.suffix, p.name))}
+    close = difflib.get_close_matches(path.stem, list(names), n=1, cutoff=0.6)
+    return f"did you mean {names[close[0]]}?" if close else "check the path: it is relative to the campaign file"
 
 
 def _verlet_shift(wavenumber: float, timestep: float) -> float:
