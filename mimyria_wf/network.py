@@ -25,6 +25,7 @@ from mimyria_wf.errors import ModelError
 from mimyria_wf.irreps import blocks, from_irreps, target_irreps
 from mimyria_wf.neighbours import neighbour_list
 from mimyria_wf.presets import PRESETS, UNITS, NetworkSettings, as_plain, resolve
+from mimyria_wf.tensor_product import ChannelwiseTensorProduct
 
 __all__ = [
     "PRESETS",
@@ -200,6 +201,9 @@ class ResponseNetwork(torch.nn.Module):
             fc_neurons=[settings.n_radial, *settings.radial_hidden],
             num_neighbors=self.n_neighbours,
         )
+        for layer in self.message_passing.layers:
+            convolution = getattr(layer, "first", layer)
+            convolution.tp = ChannelwiseTensorProduct(convolution.tp)
         dimension = target_irreps(target).dim
         self.register_buffer("mean", torch.zeros(n_species, dimension))
         self.register_buffer("scale", torch.ones(n_species, dimension))

@@ -295,7 +295,9 @@ class _Trainer:
         )
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema_decay else []
         self.steps_per_epoch = math.ceil(len(self.training) / settings.batch_size)
-        self.n_steps = settings.n_steps or (settings.n_epochs or 0) * self.steps_per_epoch
+        self.n_steps = min(
+            n for n in (settings.n_steps, (settings.n_epochs or 0) * self.steps_per_epoch or None) if n is not None
+        )
         self.step = 0
         self.plateau_rate = settings.learning_rate
         self.stale_epochs = 0

@@ -177,6 +177,12 @@ def test_best_epoch_is_kept() -> None:
     assert result.report["n_validation"] == 4
 
 
+def test_the_shorter_of_steps_and_epochs_holds() -> None:
+    for n_epochs, expected in ((3, 6), (9, 12)):
+        settings = TrainingSettings(n_steps=12, n_epochs=n_epochs, batch_size=2)
+        assert training._Trainer("apt", labels(4, 1), SMALL, settings, None, None).n_steps == expected
+
+
 def test_plateau_lowers_the_rate() -> None:
     settings = TrainingSettings(
         n_epochs=6,
