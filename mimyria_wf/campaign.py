@@ -8,14 +8,12 @@ Keys carry their unit (``timestep_fs``, ``temperature_K``); the properties of th
 units of the core (fs, 1/fs, A, K, atomic units of field).
 """
 
-import difflib
 import hashlib
 import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
@@ -31,9 +29,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
 
-from mimyria_wf.errors import CampaignError
+from mimyria_wf.campaign_file import CampaignFileError, KeyPath, Problem, Source, is_number, read_yaml, shown
+from mimyria_wf.campaign_messages import problems_of, suggestion, wrong
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
     from mimyria_wf.presets import NetworkSettings, TrainingSettings
     from mimyria_wf.spectrum import SpectrumSettings
 
-KeyPath = tuple[str | int, ...]
 
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
@@ -76,80 +73,6 @@ DEFAULT_FIELD_STEPS: Mapping[str, float] = {"tblite": 1e-3, "cp2k": 5e-4}
 DEFAULT_SNAPSHOTS_PER_JOB: Mapping[str, int] = {"tblite": 20, "cp2k": 1}
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One mistake, printed as one line.
-
-    Attributes:
-        key_path: where in the campaign, e.g. ``("sampling", "nve", "stride")``; empty for the file as a whole.
-        statement: what is wrong, what was expected and what was found; reads on from the key path.
-        remedy: what to do.
-        file: the campaign file as the user named it, None for a campaign that was not read from a file.
-        line: line in that file, counted from 1.
-    """
-
-    key_path: KeyPath
-    statement: str
-    remedy: str = ""
-    file: str | None = None
-    line: int | None = None
-
-    def __str__(self) -> str:
-        """Return e.g. ``training.sizes must increase, got [10, 5]: sort them (a.yaml, line 14)``."""
-        text = f"{dotted(self.key_path)} {self.statement}".strip()
-        if self.remedy:
-            text += f": {self.remedy}"
-        if self.file is not None:
-            text += f" ({self.file}, line {self.line})" if self.line is not None else f" ({self.file})"
-        return " ".join(text.split())
-
-
-class CampaignFileError(CampaignError):
-    """All that is wrong with a campaign file, one line for each mistake.
-
-    Attributes:
-        problems: the mistakes in the order of their lines.
-    """
-
-    def __init__(self, problems: Iterable[Problem]):
-        """Join the problems to one message."""
-        self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
-        super().__init__("\n".join(str(problem) for problem in self.problems))
-
-
-def dotted(key_path: KeyPath) -> str:
-    """Return ``sampling.nve.stride`` or ``training.sizes[2]`` for a key path."""
-    text = ""
-    for key in key_path:
-        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
-    return text
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a campaign came from: the file's name as given, its folder, and the line of every key."""
-
-    name: str | None = None
-    directory: Path = field(default_factory=Path.cwd)
-    lines: Mapping[KeyPath, int] = field(default_factory=dict)
-
-    def line(self, key_path: KeyPath) -> int | None:
-        """Return the line of a key, or of the nearest section around it."""
-        while key_path not in self.lines and key_path:
-            key_path = key_path[:-1]
-        return self.lines.get(key_path)
-
-    def problem(self, key_path: KeyPath, statement: str, remedy: str = "") -> Problem:
-        """Return a problem that names the line of ``key_path``."""
-        return Problem(key_path, statement, remedy, self.name, self.line(key_path))
-
-
-def _wrong(key: str, statement: str, remedy: str = "") -> PydanticCustomError:
-    """Return the error of a rule between keys; ``key`` names the one to change, "" the section itself."""
-    context = {"key": key, "statement": statement, "remedy": remedy}
-    return PydanticCustomError("campaign", "{statement}", context)
-
-
 class Section(BaseModel):
     """A part of the campaign file: unknown keys are errors, values cannot be changed."""
 
@@ -161,20 +84,20 @@ def _cell(value: Any) -> Any:
     if value is None:
         return None
     rows = list(value) if isinstance(value, list | tuple) else [value]
-    if len(rows) == 3 and all(_is_number(x) for x in rows):
+    if len(rows) == 3 and all(is_number(x) for x in rows):
         rows = [[float(x) if i == j else 0.0 for j in range(3)] for i, x in enumerate(rows)]
     is_matrix = len(rows) == 3 and all(
-        isinstance(r, list | tuple) and len(r) == 3 and all(_is_number(x) for x in r) for r in rows
+        isinstance(r, list | tuple) and len(r) == 3 and all(is_number(x) for x in r) for r in rows
     )
     if not is_matrix:
         remedy = "give three lengths for an orthorhombic cell, or one row for each of the three cell vectors"
         if len(rows) == 6:
             remedy = "three lengths and three angles go under cell_A_deg"
-        raise _wrong("", f"must be [a, b, c] or three rows of three numbers, got {_found(value)}", remedy)
+        raise wrong("", f"must be [a, b, c] or three rows of three numbers, got {shown(value)}", remedy)
     if np.linalg.det(np.array(rows, dtype=float)) <= 0:
-        raise _wrong(
+        raise wrong(
             "",
-            f"must be a right-handed cell of positive volume, got {_found(value)}",
+            f"must be a right-handed cell of positive volume, got {shown(value)}",
             "check the lengths and the order of the cell vectors; leave the cell out for a cluster",
         )
     return tuple(tuple(float(x) for x in r) for r in rows)
@@ -194,11 +117,7 @@ def _pbc(value: Any) -> Any:
         isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(x, bool) for x in value)
     ):
         return None if value is None else tuple(value)
-    raise _wrong("", f"must be true, false or three of them, got {_found(value)}", "write e.g. pbc: true")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    raise wrong("", f"must be true, false or three of them, got {shown(value)}", "write e.g. pbc: true")
 
 
 Row = tuple[float, float, float]
@@ -239,17 +158,17 @@ class System(Section):
     @model_validator(mode="after")
     def _one_cell(self) -> Self:
         if self.cell_A is not None and self.cell_A_deg is not None:
-            raise _wrong("cell_A_deg", "is given together with cell_A", "keep one of the two")
+            raise wrong("cell_A_deg", "is given together with cell_A", "keep one of the two")
         if self.cell_A_deg is not None:
             alpha, beta, gamma = self.cell_A_deg[3:]
             if not (all(a < 180 for a in (alpha, beta, gamma)) and self._cell_volume_factor() > 0):
-                raise _wrong(
+                raise wrong(
                     "cell_A_deg",
                     f"must have angles that span a volume, got {alpha:g}, {beta:g}, {gamma:g} degrees",
                     "give [a, b, c, alpha, beta, gamma] with lengths first",
                 )
         if self.is_periodic is True and self.volume_A3 is not None:
-            raise _wrong(
+            raise wrong(
                 "volume_A3", "is for clusters, but the system is periodic", "remove it: the cell's volume is used"
             )
         return self
@@ -295,7 +214,7 @@ class CalculatorSection(Section):
     @classmethod
     def _looks_like_a_path(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", value):
-            raise _wrong("", f"must be an import path, got {_found(value)}", "write e.g. tblite.ase.TBLite")
+            raise wrong("", f"must be an import path, got {shown(value)}", "write e.g. tblite.ase.TBLite")
         return value
 
 
@@ -317,7 +236,7 @@ class Nvt(Section):
     @model_validator(mode="after")
     def _leaves_frames(self) -> Self:
         if self.equilibration_ps >= self.length_ps:
-            raise _wrong(
+            raise wrong(
                 "equilibration_ps",
                 f"must be shorter than the NVT run of {self.length_ps:g} ps, got {self.equilibration_ps:g}",
                 "lengthen nvt.length_ps: it includes the equilibration",
@@ -369,26 +288,26 @@ class Sampling(Section):
         mine, other = ("calculator", "template") if self.engine == "ase" else ("template", "calculator")
         if getattr(self, mine) is None:
             example = "{import: tblite.ase.TBLite}" if mine == "calculator" else "nnp.inp"
-            raise _wrong("", f"has engine: {self.engine} but no {mine}", f"add e.g. {mine}: {example}")
+            raise wrong("", f"has engine: {self.engine} but no {mine}", f"add e.g. {mine}: {example}")
         if getattr(self, other) is not None:
-            raise _wrong(
+            raise wrong(
                 other,
                 f"does not go with engine: {self.engine}",
                 f"remove it or change the engine to {'cp2k' if other == 'template' else 'ase'}",
             )
         if self.engine == "ase" and self.nvt.time_constant_fs is not None:
-            raise _wrong(
+            raise wrong(
                 "nvt.time_constant_fs", "is for engine: cp2k", "use friction_per_ps (Langevin) with engine: ase"
             )
         if self.engine == "cp2k" and self.nvt.friction_per_ps is not None:
-            raise _wrong("nvt.friction_per_ps", "is for engine: ase", "use time_constant_fs (CSVR) with engine: cp2k")
+            raise wrong("nvt.friction_per_ps", "is for engine: ase", "use time_constant_fs (CSVR) with engine: cp2k")
         for name in ("nvt", "nve"):
             run: Nvt | Nve = getattr(self, name)
             for key in ("length_ps", "equilibration_ps"):
                 length = getattr(run, key, 0.0)
                 n_steps = 1000 * length / self.timestep_fs
                 if abs(n_steps - round(n_steps)) > 1e-6 * max(1.0, n_steps):
-                    raise _wrong(
+                    raise wrong(
                         f"{name}.{key}",
                         f"must be whole steps of {self.timestep_fs:g} fs, got {length:g} ps = {n_steps:.3f} steps",
                         f"write {max(round(n_steps), 1) * self.timestep_fs / 1000:g}",
@@ -396,14 +315,14 @@ class Sampling(Section):
             n_steps = steps(run.length_ps, self.timestep_fs)
             if n_steps % run.stride:
                 lower = max(n_steps - n_steps % run.stride, run.stride) * self.timestep_fs / 1000
-                raise _wrong(
+                raise wrong(
                     f"{name}.length_ps",
                     f"must be a multiple of the stride, got {n_steps} steps with stride {run.stride}",
                     f"write {lower:g} or change {name}.stride",
                 )
         n_starts = (self.n_nvt_steps - self.n_nvt_equilibration_steps) // self.nvt.stride
         if n_starts < self.nve.n_trajectories:
-            raise _wrong(
+            raise wrong(
                 "nve.n_trajectories",
                 f"must not exceed the {n_starts} NVT frames stored after equilibration, got {self.nve.n_trajectories}",
                 "lengthen nvt.length_ps or shorten nvt.stride",
@@ -547,20 +466,20 @@ class Labels(Section):
     @model_validator(mode="after")
     def _fits_engine(self) -> Self:
         if self.engine is None and self.given is None:
-            raise _wrong("", "has neither engine nor given", "add engine: tblite, engine: cp2k, or given: FILE.extxyz")
+            raise wrong("", "has neither engine nor given", "add engine: tblite, engine: cp2k, or given: FILE.extxyz")
         if self.engine is not None and self.given is not None:
-            raise _wrong("given", "is given together with engine", "keep one of the two")
+            raise wrong("given", "is given together with engine", "keep one of the two")
         if self.test_given is not None and self.given is None:
-            raise _wrong("test_given", "needs labels.given", "add given: or remove test_given:")
+            raise wrong("test_given", "needs labels.given", "add given: or remove test_given:")
         if self.engine == "cp2k" and self.template is None:
-            raise _wrong("", "has engine: cp2k but no template", "add e.g. template: dft.inp")
+            raise wrong("", "has engine: cp2k but no template", "add e.g. template: dft.inp")
         allowed = {"tblite": {"method", "accuracy"}, "cp2k": {"template", "files"}}
         for engine, keys in allowed.items():
             for key in sorted(keys):
                 if self.engine != engine and getattr(self, key):
-                    raise _wrong(key, f"is for engine: {engine}", "remove it or change the engine")
+                    raise wrong(key, f"is for engine: {engine}", "remove it or change the engine")
         if self.given is not None and self.field_step_au is not None:
-            raise _wrong("field_step_au", "does nothing with labels.given", "remove it")
+            raise wrong("field_step_au", "does nothing with labels.given", "remove it")
         return self
 
     @property
@@ -612,14 +531,14 @@ class Training(Section):
     @classmethod
     def _different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < len(value):
-            raise _wrong("", f"must name each target once, got {_found(list(value))}", "remove the repeated one")
+            raise wrong("", f"must name each target once, got {shown(list(value))}", "remove the repeated one")
         return value
 
     @field_validator("sizes")
     @classmethod
     def _increase(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if any(b <= a for a, b in itertools.pairwise(value)):
-            raise _wrong("", f"must increase, got {_found(list(value))}", f"write {sorted(set(value))}")
+            raise wrong("", f"must increase, got {shown(list(value))}", f"write {sorted(set(value))}")
         return value
 
     def overrides_for(self, target: str) -> dict[str, Any]:
@@ -647,7 +566,7 @@ class Models(Section):
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
         if self.apt is None and self.pgt is None:
-            raise _wrong("", "names no model", "add apt: or pgt:, or remove the section")
+            raise wrong("", "names no model", "add apt: or pgt:, or remove the section")
         return self
 
 
@@ -722,18 +641,16 @@ class Computer(Section):
             if key not in RESOURCES:
                 close = suggestion(key, RESOURCES)
                 remedy = f"did you mean {close}?" if close else f"known keys are {', '.join(RESOURCES)}"
-                raise _wrong(key, "is not a scheduler resource", remedy)
-            if key != "parallel_env" and not (_is_number(number) and isinstance(number, int) and number > 0):
-                raise _wrong(key, f"must be a whole number of at least 1, got {_found(number)}", "write 1 or more")
+                raise wrong(key, "is not a scheduler resource", remedy)
+            if key != "parallel_env" and not (is_number(number) and isinstance(number, int) and number > 0):
+                raise wrong(key, f"must be a whole number of at least 1, got {shown(number)}", "write 1 or more")
         return value
 
     @field_validator("code")
     @classmethod
     def _names_a_computer(cls, value: str) -> str:
         if not re.fullmatch(r"[^@\s]+@[^@\s]+", value):
-            raise _wrong(
-                "", f"must be LABEL@COMPUTER, got {_found(value)}", "see `verdi code list`; e.g. cp2k@localhost"
-            )
+            raise wrong("", f"must be LABEL@COMPUTER, got {shown(value)}", "see `verdi code list`; e.g. cp2k@localhost")
         return value
 
     @property
@@ -831,44 +748,44 @@ class Campaign(Section):
         if isinstance(info.context, Source):
             self._source = info.context
         if self.sampling is None and self.trajectories is None:
-            raise _wrong("", "has neither sampling nor trajectories", "add sampling: or trajectories: [FILE, ...]")
+            raise wrong("", "has neither sampling nor trajectories", "add sampling: or trajectories: [FILE, ...]")
         if self.sampling is not None and self.trajectories is not None:
-            raise _wrong("trajectories", "are given together with sampling", "keep one of the two")
+            raise wrong("trajectories", "are given together with sampling", "keep one of the two")
         if self.sampling is not None and self.system.structure is None:
-            raise _wrong("system.structure", "is missing: sampling starts from a structure", "add structure: FILE")
+            raise wrong("system.structure", "is missing: sampling starts from a structure", "add structure: FILE")
         if self.trajectories is not None and self.system.structure is not None:
-            raise _wrong(
+            raise wrong(
                 "system.structure", "does nothing with trajectories", "remove it: the trajectories hold the atoms"
             )
         if self.labels is None and self.models is None:
-            raise _wrong("", "has neither labels nor models", "add labels: to train networks, or models: to use yours")
+            raise wrong("", "has neither labels nor models", "add labels: to train networks, or models: to use yours")
         if self.labels is None and self.training is not None:
-            raise _wrong("training", "needs labels", "add labels:, or remove training: to use models: as they are")
+            raise wrong("training", "needs labels", "add labels:, or remove training: to use models: as they are")
         if self.labels is not None and self.training is None:
-            raise _wrong("labels", "are given without training", "add training: {sizes: [...], test_size: ...}")
+            raise wrong("labels", "are given without training", "add training: {sizes: [...], test_size: ...}")
         if self.training is not None and self.labels is not None:
             if self.training.test_size is None and self.labels.test_given is None:
-                raise _wrong("training.test_size", "is missing", "add test_size: or labels.test_given:")
+                raise wrong("training.test_size", "is missing", "add test_size: or labels.test_given:")
             if self.models is not None:
                 for target in self.models.model_fields_set - set(self.training.targets):
-                    raise _wrong(
+                    raise wrong(
                         f"models.{target}", "is not among training.targets", "add the target or remove the model"
                     )
             for target in get_args(Target):
                 own = self.training.overrides.get(target)
                 if own is not None and (not isinstance(own, dict) or target not in self.training.targets):
-                    raise _wrong(
+                    raise wrong(
                         f"training.overrides.{target}",
-                        f"must be a mapping for a target that is trained, got {_found(own)}",
+                        f"must be a mapping for a target that is trained, got {shown(own)}",
                         f"targets are {list(self.training.targets)}",
                     )
         if self.reference is not None and (self.labels is None or self.labels.engine != "tblite"):
-            raise _wrong(
+            raise wrong(
                 "reference", "needs labels.engine: tblite", "remove it: one label a frame is too dear otherwise"
             )
         n_trajectories = self.sampling.nve.n_trajectories if self.sampling else math.inf
         if self.reference is not None and self.reference.trajectory >= n_trajectories:
-            raise _wrong(
+            raise wrong(
                 "reference.trajectory",
                 f"must be below sampling.nve.n_trajectories = {n_trajectories}, got {self.reference.trajectory}",
                 "trajectories count from 0",
@@ -895,7 +812,7 @@ class Campaign(Section):
         try:
             return cls.model_validate(data, context=source)
         except ValidationError as error:
-            raise CampaignFileError(_problems(error, source)) from None
+            raise CampaignFileError(problems_of(error, source, cls)) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the campaign with its defaults as plain values; :meth:`from_dict` takes them back."""
@@ -1167,360 +1084,6 @@ def parse_campaign(text: str, name: str = "campaign.yaml", directory: Path | str
     Raises:
         CampaignFileError: one line for each mistake, with file and line.
     """
-    data, lines = _read_yaml(text, name)
+    data, lines = read_yaml(text, name)
     source = Source(name, Path(directory) if directory is not None else Path.cwd(), lines)
     return Campaign._validated(data, source)
-
-
-def _read_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
-    """Return plain values and the line of every key."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.constructor import DuplicateKeyError
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-    try:
-        loaded = YAML(typ="rt", pure=True).load(text)
-    except DuplicateKeyError as error:
-        mark = error.problem_mark
-        key = re.search(r'duplicate key "?([^"\s]+)"?', str(error.problem))
-        statement = f"the key {key.group(1) if key else ''} is there twice in one section".replace("  ", " ")
-        raise CampaignFileError(
-            [Problem((), statement, "remove one of the two", name, mark.line + 1 if mark else None)]
-        ) from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        statement = f"the file is not valid YAML: {' '.join(filter(None, [error.context, error.problem]))}"
-        remedy = "check indentation, colons and brackets there and in the line above"
-        if "'\\t'" in statement:
-            statement, remedy = "the file has a tab where YAML wants spaces", "replace tabs by spaces"
-        elif "single document" in statement:
-            statement, remedy = "the file holds several YAML documents", "keep one and remove the lines ---"
-        raise CampaignFileError([Problem((), statement, remedy, name, mark.line + 1 if mark else None)]) from None
-    except YAMLError as error:
-        first = str(error).splitlines()[0]
-        raise CampaignFileError(
-            [Problem((), f"the file is not valid YAML: {first}", "save it as plain text", name)]
-        ) from None
-    if loaded is None:
-        raise CampaignFileError([Problem((), "the file is empty", "start from one of templates/campaigns", name, 1)])
-    if not isinstance(loaded, Mapping):
-        statement = f"the file must hold keys and values, got {_kind(loaded)}"
-        raise CampaignFileError([Problem((), statement, "start with e.g. name: my_campaign", name, 1)])
-    lines: dict[KeyPath, int] = {(): 1}
-    return _plain(loaded, (), lines, name), lines
-
-
-def _plain(value: Any, key_path: KeyPath, lines: dict[KeyPath, int], name: str) -> Any:
-    """Return builtin values for ruamel's, noting the line of every key."""
-    if isinstance(value, Mapping):
-        plain = {}
-        for key, entry in value.items():
-            if not isinstance(key, str):
-                statement = f"the key {key!r} must be a word, got {_kind(key)}"
-                line = value.lc.key(key)[0] + 1 if key in value.lc.data else lines.get(key_path)  # type: ignore[attr-defined]
-                raise CampaignFileError([Problem((), statement, "put it in quotes", name, line)])
-            here = (*key_path, str(key))
-            if (value.lc.data or {}).get(key) is not None:  # type: ignore[attr-defined]
-                lines[here] = value.lc.key(key)[0] + 1  # type: ignore[attr-defined]
-            plain[str(key)] = _plain(entry, here, lines, name)
-        return plain
-    if isinstance(value, list):
-        for i in range(len(value)):
-            lines[(*key_path, i)] = value.lc.item(i)[0] + 1  # type: ignore[attr-defined]
-        return [_plain(entry, (*key_path, i), lines, name) for i, entry in enumerate(value)]
-    if isinstance(value, bool) or value is None:
-        return value
-    for builtin in (int, float, str):
-        if isinstance(value, builtin):
-            return builtin(value)
-    return bool(value) if type(value).__name__ == "ScalarBoolean" else str(value)
-
-
-def _kind(value: Any) -> str:
-    """Return in words what a YAML value is."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, Mapping):
-        return "a section"
-    if isinstance(value, list | tuple):
-        return "a list"
-    return "text" if isinstance(value, str) else "a number"
-
-
-def _found(value: Any) -> str:
-    """Return a value as a message shows it, as YAML would have it and at most 60 characters."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-_UNITS = (
-    "fs",
-    "ps",
-    "ns",
-    "as",
-    "A",
-    "A3",
-    "nm",
-    "nm3",
-    "K",
-    "C",
-    "au",
-    "eV",
-    "per_cm",
-    "per_ps",
-    "per_fs",
-    "deg",
-    "A_deg",
-    "V_per_A",
-    "s",
-    "seconds",
-    "cm1",
-)
-
-
-def _stem(key: str) -> str:
-    """Return a key without its unit."""
-    for unit in sorted(_UNITS, key=len, reverse=True):
-        if key.lower().endswith(f"_{unit.lower()}"):
-            return key[: -len(unit) - 1].lower()
-    return key.lower()
-
-
-def suggestion(key: str, known: Sequence[str]) -> str | None:
-    """Return the known key that was most likely meant; the same word with another unit comes first."""
-    same = [other for other in known if _stem(other) == _stem(key)]
-    if same:
-        return same[0]
-    lower = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(key.lower(), list(lower), n=1, cutoff=0.6)
-    return lower[close[0]] if close else None
-
-
-def _section_at(key_path: KeyPath) -> type[BaseModel] | None:
-    """Return the section class at a key path."""
-    section: type[BaseModel] | None = Campaign
-    for key in key_path:
-        if isinstance(key, int) or section is None:
-            continue
-        fields = {info.alias or name: info for name, info in section.model_fields.items()}
-        section = section_of(fields[key].annotation) if key in fields else None
-    return section
-
-
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the section class inside an annotation such as ``Nvt | None`` or ``tuple[TrajectoryFile, ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := section_of(part)) is not None), None)
-
-
-def _keys(section: type[BaseModel]) -> list[str]:
-    return [info.alias or name for name, info in section.model_fields.items()]
-
-
-def _elsewhere(key: str) -> str | None:
-    """Return the dotted path of a key of this name in another section."""
-
-    def search(section: type[BaseModel], key_path: KeyPath) -> str | None:
-        for name, info in section.model_fields.items():
-            here = (*key_path, info.alias or name)
-            if here[-1] == key:
-                return dotted(here)
-        for name, info in section.model_fields.items():
-            inner = section_of(info.annotation)
-            if inner is not None and (found := search(inner, (*key_path, info.alias or name))):
-                return found
-        return None
-
-    return search(Campaign, ())
-
-
-def _problems(error: ValidationError, source: Source) -> list[Problem]:
-    """Return one problem a mistake: a key that is missing because it was misspelt counts once."""
-    all_details = error.errors()
-    meant: set[KeyPath] = set()
-    for details in all_details:
-        if details["type"] == "extra_forbidden":
-            *around, key = details["loc"]
-            section = _section_at(tuple(around))
-            close = suggestion(str(key), _keys(section)) if section else None
-            meant.add((*around, close or ""))
-    return [_problem(d, source) for d in all_details if d["type"] != "missing" or d["loc"] not in meant]
-
-
-_WANTED = {
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "dict_type": "a section of keys and values",
-    "model_type": "a section of keys and values",
-    "model_attributes_type": "a section of keys and values",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "finite_number": "a finite number",
-}
-_LIMITS = {
-    "greater_than": ("greater than", "gt"),
-    "greater_than_equal": ("at least", "ge"),
-    "less_than": ("less than", "lt"),
-    "less_than_equal": ("at most", "le"),
-}
-
-
-def _problem(details: ErrorDetails, source: Source) -> Problem:
-    """Return one of pydantic's errors in our words."""
-    key_path: KeyPath = tuple(key for key in details["loc"])
-    kind, found, context = details["type"], details["input"], details.get("ctx", {})
-    if kind == "campaign":
-        target = (*key_path, *(part for part in context["key"].split(".") if part))
-        if context["key"] == "" and not key_path:
-            return source.problem((), f"the campaign {context['statement']}", context["remedy"])
-        return source.problem(target, context["statement"], context["remedy"])
-    if kind == "extra_forbidden":
-        return _unknown_key(key_path, source)
-    if kind == "missing":
-        section = _section_at(key_path[:-1])
-        fields = {info.alias or name: info for name, info in section.model_fields.items()} if section else {}
-        key = str(key_path[-1])
-        if "[type=missing" and key not in fields:
-            return source.problem(key_path[:-1], f"must have more entries, got {_found(found)}", "add the missing ones")
-        about = (fields[key].description or "").split(". ")[0].rstrip(".")
-        about = about[:1].lower() + about[1:] if about[1:2].islower() else about
-        return source.problem(key_path, "is missing", f"add {key}: ({about})")
-    if kind in _WANTED:
-        return source.problem(key_path, f"must be {_WANTED[kind]}, got {_found(found)}", _type_remedy(kind, found))
-    if kind in _LIMITS:
-        word, key = _LIMITS[kind]
-        remedy = {"gt": "write a positive number", "ge": f"write {context[key]:g} or more"}.get(key, "lower it")
-        return source.problem(key_path, f"must be {word} {context[key]:g}, got {_found(found)}", remedy)
-    if kind == "literal_error":
-        section = _section_at(key_path[:-1])
-        choices = re.findall(r"'([^']*)'", str(context["expected"]))
-        close = suggestion(str(found), choices) if isinstance(found, str) else None
-        if _is_number(found) and section is not None:
-            siblings = [key for key in _keys(section) if key != key_path[-1]]
-            close = suggestion(str(key_path[-1]), [key for key in siblings if _stem(key) == key_path[-1]])
-        remedy = f"did you mean {close}?" if close else "choose one of them"
-        wanted = ", ".join(choices[:-1]) + f" or {choices[-1]}" if len(choices) > 1 else choices[0]
-        return source.problem(key_path, f"must be {wanted}, got {_found(found)}", remedy)
-    if kind in ("too_short", "string_too_short"):
-        return source.problem(key_path, f"must not be empty, got {_found(found)}", "add a value or remove the key")
-    if kind == "too_long":
-        return source.problem(
-            key_path, f"must have {context['max_length']} entries, got {context['actual_length']}", "remove the others"
-        )
-    if kind == "string_pattern_mismatch":
-        return source.problem(
-            key_path, f"must be one word of letters, digits, _ . and -, got {_found(found)}", "e.g. liquid_water-300K"
-        )
-    return source.problem(key_path, f"is wrong: {details['msg']}, got {_found(found)}")
-
-
-def _unknown_key(key_path: KeyPath, source: Source) -> Problem:
-    key, section = str(key_path[-1]), _section_at(key_path[:-1])
-    known = _keys(section) if section else []
-    where = dotted(key_path[:-1]) or "a campaign"
-    close = suggestion(key, known)
-    elsewhere = _elsewhere(key)
-    if close is not None and (_stem(close) == _stem(key) or elsewhere is None):
-        remedy = f"did you mean {close}?"
-        unit = close[len(_stem(close)) + 1 :]
-        if _stem(close) == _stem(key) and unit:
-            remedy += f" It is in {unit.replace('per_', '1/').replace('_', ', ')}"
-    elif elsewhere is not None:
-        remedy = f"it belongs to {elsewhere}"
-    else:
-        remedy = f"known keys are {', '.join(known)}"
-    return source.problem(key_path, f"is not a key of {where}", remedy)
-
-
-def _type_remedy(kind: str, found: Any) -> str:
-    if kind in ("float_type", "int_type") and isinstance(found, str):
-        number = re.match(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*\D*$", found)
-        if number:
-            return f"write {number.group(1)} without quotes; the unit is in the key"
-    if kind == "int_from_float" or (kind == "int_type" and isinstance(found, float)):
-        return f"write a whole number, e.g. {math.ceil(found)}" if math.isfinite(found) else "write a whole number"
-    if kind == "string_type" and isinstance(found, bool | int | float):
-        return f'put it in quotes: "{found}"'
-    if kind in ("bool_type", "bool_parsing"):
-        return "write true or false"
-    if kind in ("tuple_type", "list_type"):
-        return f"write [{found}]" if _kind(found) in ("a number", "text") else "write [first, second]"
-    if kind in ("dict_type", "model_type", "model_attributes_type"):
-        return "write its keys below it, indented" if found is None else "write {key: value} or indented keys below it"
-    return "write a whole number" if kind.startswith("int") else "write a plain number"
-
-
-def schema_markdown() -> str:
-    """Return docs/campaign.md: every key with type, default and meaning, from the model itself."""
-    parts = [
-        "# Campaign file\n",
-        "One YAML file describes a campaign. Keys carry their unit. Unknown keys are errors. Paths are relative to the "
-        "file. `mimyria-wf validate FILE.yaml` checks all that can be known before anything runs.\n",
-        "This page is written from `mimyria_wf/campaign.py` by `mimyria_wf.campaign.schema_markdown()`; "
-        "`python -m mimyria_wf.campaign > docs/campaign.md` renews it.\n",
-    ]
-    parts += _section_markdown(Campaign, ())
-    return "\n".join(parts)
-
-
-def _section_markdown(section: type[BaseModel], key_path: KeyPath) -> list[str]:
-    title = f"`{dotted(key_path)}`" if key_path else "Top level"
-    about = " ".join((section.__doc__ or "").split())
-    rows = [f"## {title}\n", f"{about}\n", "| key | type | default | meaning |", "| --- | --- | --- | --- |"]
-    inner: list[tuple[KeyPath, type[BaseModel]]] = []
-    seen: set[type[BaseModel]] = set()
-    for name, info in section.model_fields.items():
-        key = info.alias or name
-        child = section_of(info.annotation)
-        default = "required" if info.is_required() else _default_text(info.get_default(call_default_factory=True))
-        rows.append(f"| `{key}` | {_type_text(info.annotation)} | {default} | {info.description} |")
-        if child is not None and child not in seen:
-            seen.add(child)
-            inner.append(((*key_path, key), child))
-    text = ["\n".join(rows) + "\n"]
-    for path, child in inner:
-        text += _section_markdown(child, path)
-    return text
-
-
-def _default_text(value: Any) -> str:
-    if isinstance(value, BaseModel) or value is None:
-        return ""
-    return f"`{json.dumps(value)}`"
-
-
-def _type_text(annotation: Any) -> str:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "section"
-    words = {float: "number", int: "whole number", bool: "true/false", str: "text", type(None): ""}
-    if annotation in words:
-        return words[annotation]
-    origin, args = getattr(annotation, "__origin__", None), get_args(annotation)
-    if origin is Literal:
-        return " \\| ".join(f"`{choice}`" for choice in args)
-    if origin in (dict,):
-        return "section"
-    if origin is tuple:
-        if len(args) == 2 and args[1] is Ellipsis:
-            return f"list of {_type_text(args[0])}"
-        return "3 numbers or 3 x 3" if _type_text(args[0]).startswith("3") else f"{len(args)} x {_type_text(args[0])}"
-    if hasattr(annotation, "__metadata__"):
-        return _type_text(annotation.__origin__)
-    return ", ".join(dict.fromkeys(filter(None, (_type_text(part) for part in args))))
-
-
-if __name__ == "__main__":
-    print(schema_markdown(), end="")

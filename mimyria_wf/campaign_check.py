@@ -20,7 +20,9 @@ import numpy as np
 from ase import Atoms
 from ase.geometry import complete_cell
 
-from mimyria_wf.campaign import Campaign, CampaignFileError, KeyPath, Problem, suggestion
+from mimyria_wf.campaign import Campaign
+from mimyria_wf.campaign_file import CampaignFileError, KeyPath, Problem
+from mimyria_wf.campaign_messages import suggestion
 from mimyria_wf.errors import CampaignError, EngineError, LabelError, MimyriaError, ModelError
 from mimyria_wf.frames import TrajectoryReader, kinetic_energies
 from mimyria_wf.units import BOLTZMANN_EV, HARTREE_PER_BOHR, WAVENUMBER
@@ -481,7 +483,7 @@ class _Check:
             return
         if sampling.calculator.import_path.startswith("tblite.") and system.charge == 0:
             trial = atoms.copy()
-            calculator.set(verbosity=0)
+            calculator.parameters["verbosity"] = 0
             trial.calc = calculator
             try:  # one point takes milliseconds and finds an unknown method or a structure that does not converge
                 trial.get_forces()

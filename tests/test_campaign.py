@@ -9,14 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 import mimyria_wf
-from mimyria_wf.campaign import (
-    Campaign,
-    CampaignFileError,
-    load_campaign,
-    parse_campaign,
-    schema_markdown,
-    suggestion,
-)
+from mimyria_wf.campaign import Campaign, load_campaign, parse_campaign
+from mimyria_wf.campaign_docs import schema_markdown
+from mimyria_wf.campaign_file import CampaignFileError
+from mimyria_wf.campaign_messages import suggestion
 from mimyria_wf.errors import CampaignError
 
 ROOT = Path(mimyria_wf.__file__).parents[1]
@@ -843,7 +839,7 @@ def test_the_documentation_is_current() -> None:
     page = ROOT / "docs" / "campaign.md"
     if not page.is_file():
         pytest.skip("the documentation is not installed with the package")
-    assert page.read_text() == schema_markdown(), "run: python -m mimyria_wf.campaign > docs/campaign.md"
+    assert page.read_text() == schema_markdown(), "run: python -m mimyria_wf.campaign_docs > docs/campaign.md"
 
 
 def test_every_key_is_documented() -> None:

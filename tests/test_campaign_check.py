@@ -10,8 +10,9 @@ from ase import Atoms
 from ase.io import read, write
 
 import mimyria_wf
-from mimyria_wf.campaign import CampaignFileError, load_campaign
+from mimyria_wf.campaign import load_campaign
 from mimyria_wf.campaign_check import CampaignReport, cell_heights, check_campaign, cp2k_data
+from mimyria_wf.campaign_file import CampaignFileError
 from mimyria_wf.frames import Trajectory, default_masses
 from mimyria_wf.trajectory import write_trajectory
 
