@@ -940,7 +940,7 @@ def estimate_cost(campaign: Campaign, n_atoms: int, n_frames: Sequence[int]) -> 
         if campaign.reference is not None and campaign.reference.trajectory < len(n_frames):
             n_reference = campaign.reference.n_frames or n_frames[campaign.reference.trajectory]
             n_snapshots += n_reference
-            jobs["reference"] = 1
+            jobs["reference"] = campaign.computers.mimyria.max_concurrent
         seconds = labels.seconds_per_point
         n_cores = campaign.computer_for("labels").n_cores
         if seconds is None and labels.engine == "tblite" and n_atoms:

@@ -1214,8 +1214,8 @@ def test_estimate_of_the_cluster(tmp_path: Path) -> None:
     assert estimate.n_label_snapshots == 40 + 20 + 4000
     assert estimate.n_label_points == 13 * 4060
     # 20 snapshots a job: 10 + 20 of the test, then 10, then 20 more
-    assert estimate.jobs == {"md": 9, "labels": 4, "reference": 1, "training": 6, "prediction": 4, "spectra": 4}
-    assert estimate.n_jobs == 28
+    assert estimate.jobs == {"md": 9, "labels": 4, "reference": 2, "training": 6, "prediction": 4, "spectra": 4}
+    assert estimate.n_jobs == 29
     hours = estimate.core_hours["labels"]
     assert hours == pytest.approx(13 * 4060 * 2.5e-3 / 3600, rel=1e-12)
     assert any("13 field points" in line for line in estimate.lines())
