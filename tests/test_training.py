@@ -305,7 +305,9 @@ def test_learns_from_two_frames_of_liquid_water(reference_data: Path) -> None:
         for name in ("train10", "test10")
         for a in read(reference_data / f"water_apt_dft/{name}.extxyz", index=":2")
     ]
-    result = train("apt", frames[:2], frames[2:], None, TrainingSettings(n_steps=30, batch_size=1))
+    settings = TrainingSettings(n_steps=60, batch_size=1, learning_rate=3e-2, warmup_steps=5, ema_decay=0.9)
+    result = train("apt", frames[:2], frames[2:], None, settings)
     assert result.metrics is not None
-    assert result.metrics.overall_rmse < 0.1  # the mean of each species leaves 0.15 e
+    assert result.metrics.overall_rmse < 0.07  # seen: 0.058 e; the mean of each species leaves 0.15 e
+    assert result.metrics.r2 > 0.75
     assert np.isfinite(result.report["sum_rule_rms"]["test_prediction"])
