@@ -19,8 +19,11 @@ from mimyria_wf.calculators.data import FIELD_FORCES_KIND, points_of, read_snaps
 def build_manifest(**summaries: orm.Dict) -> orm.Dict:
     """Return the manifest of trajectories (:mod:`mimyria_wf.calculators.trajectories`) from the NVE jobs' summaries."""
     files = [
-        {**{key: run.get(key) for key in ("name", "n_frames", "sha256", "temperature")}, "folder": folder,
-         "file": run.get("file", f"{run['name']}.h5")}
+        {
+            **{key: run.get(key) for key in ("name", "n_frames", "sha256", "temperature")},
+            "folder": folder,
+            "file": run.get("file", f"{run['name']}.h5"),
+        }
         for folder, summary in summaries.items()
         for run in summary.get_dict()["trajectories"]
     ]

@@ -32,7 +32,9 @@ class ConsoleCalculation(CalcJob):
         spec.inputs["metadata"]["options"]["resources"].default = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
         spec.inputs["metadata"]["options"]["withmpi"].default = False
         spec.inputs["metadata"]["options"]["parser_name"].default = cls.parser_entry_point()
-        spec.output("summary", valid_type=orm.Dict, help="What the verb reports, with units in the keys or beside them.")
+        spec.output(
+            "summary", valid_type=orm.Dict, help="What the verb reports, with units in the keys or beside them."
+        )
         spec.default_output_node = "summary"
         spec.exit_code(310, "ERROR_NO_RESULT", message="The job ended without a result: {detail}")
         spec.exit_code(311, "ERROR_OUTPUT_MISSING", message="The job ended without the file {name}.")
@@ -98,7 +100,9 @@ class ConsoleParser(Parser):
             try:
                 results.append(json.loads(self.retrieved.get_object_content(f"result-{number}.json")))
             except (FileNotFoundError, OSError):
-                return self.exit_codes.ERROR_NO_RESULT.format(detail=errors[-1] if errors else "the job left no message")
+                return self.exit_codes.ERROR_NO_RESULT.format(
+                    detail=errors[-1] if errors else "the job left no message"
+                )
         for name in self.node.process_class.retrieve:
             if not self._is_there(name):
                 return self.exit_codes.ERROR_OUTPUT_MISSING.format(name=name)

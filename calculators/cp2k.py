@@ -306,7 +306,7 @@ class _LazyTexts(dict):  # type: ignore[type-arg]
         return self._folder.get_object_content(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401  dict.get does not call __getitem__
 
 
 def named_vectors(vectors: list[list[float]]) -> dict[str, np.ndarray]:

@@ -43,11 +43,11 @@ class NvtCalculation(ConsoleCalculation):
     def command_lines(self, folder: Folder) -> list[list[str]]:
         """Write the structure and return the call."""
         settings = self.inputs.settings.get_dict()
-        atoms = atoms_from_structure(
-            self.inputs.structure, settings.pop("charge", 0), settings.pop("multiplicity", 1)
-        )
+        atoms = atoms_from_structure(self.inputs.structure, settings.pop("charge", 0), settings.pop("multiplicity", 1))
         write_atoms(folder, "structure.extxyz", atoms)
-        return [["md", "nvt", "structure.extxyz", *calculator_flags(self.inputs.calculator), *flags(settings), "-o", "."]]
+        return [
+            ["md", "nvt", "structure.extxyz", *calculator_flags(self.inputs.calculator), *flags(settings), "-o", "."]
+        ]
 
 
 class NvtParser(ConsoleParser):

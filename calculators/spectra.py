@@ -24,7 +24,9 @@ class SpectraCalculation(ConsoleCalculation):
         spec.input("derivatives", valid_type=orm.RemoteData, help="folder of a PredictionCalculation")
         spec.input("names", valid_type=orm.List, help="names of the runs whose series are used")
         spec.input("settings", valid_type=orm.Dict, help="window_fs, upper_wavenumber_per_cm, temperature_K, ...")
-        spec.input("previous", valid_type=orm.RemoteData, required=False, help="folder of an earlier SpectraCalculation")
+        spec.input(
+            "previous", valid_type=orm.RemoteData, required=False, help="folder of an earlier SpectraCalculation"
+        )
         spec.output("comparison", valid_type=orm.Dict, required=False, help="Eq. 16 against the earlier spectra")
 
     @classmethod
@@ -73,7 +75,9 @@ class ComparisonCalculation(ConsoleCalculation):
     def define(cls, spec: CalcJobProcessSpec) -> None:  # type: ignore[override]
         """Declare inputs."""
         super().define(spec)
-        spec.input_namespace("explicit", valid_type=orm.RemoteData, dynamic=True, help="parts in the order of their keys")
+        spec.input_namespace(
+            "explicit", valid_type=orm.RemoteData, dynamic=True, help="parts in the order of their keys"
+        )
         spec.input("predicted", valid_type=orm.RemoteData, help="folder of a PredictionCalculation")
         spec.input("name", valid_type=orm.Str, help="of the run")
         spec.input("settings", valid_type=orm.Dict, help="as for SpectraCalculation")
@@ -97,7 +101,8 @@ class ComparisonCalculation(ConsoleCalculation):
     def prepare_for_submission(self, folder: Folder) -> Any:
         """Retrieve tables and figures too."""
         info = super().prepare_for_submission(folder)
-        info.retrieve_list += [(f"{d}/{name}", ".", 2) for d in ("explicit", "predicted") for name in ("*.csv", "*.json")]
+        info.retrieve_list += [
+            (f"{d}/{name}", ".", 2) for d in ("explicit", "predicted") for name in ("*.csv", "*.json")
+        ]
         info.retrieve_list += [("*.png", ".", 0)]
         return info
-

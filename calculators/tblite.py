@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from aiida import orm
 from aiida.common.folders import Folder
 from aiida.engine import CalcJobProcessSpec, ExitCode
@@ -58,7 +59,7 @@ class TbliteFieldSetParser(ConsoleParser):
     def attach(self, results: list[dict[str, Any]]) -> ExitCode | None:
         """Read the HDF5 file of the job into an array node."""
         from mimyria_wf.engines import read_field_forces
-        from mimyria_wf.labels import level_of_theory_key
+        from mimyria_wf.labels import configuration_key, level_of_theory_key
 
         level = self.node.inputs.level_of_theory.get_dict()
         with tempfile.TemporaryDirectory() as directory:
@@ -66,13 +67,17 @@ class TbliteFieldSetParser(ConsoleParser):
             path.write_bytes(self.retrieved.get_object_content("field_forces.h5", mode="rb"))
             sets = read_field_forces(path)
         vectors, forces, index, keys = [], [], [], []
-        for key, item in sets.items():
-            for vector, force in zip(item.field_vectors, item.forces, strict=True):
-                vectors.append(vector)
-                forces.append(force)
-                index.append(len(keys))
-            keys.append(key)
-        self.out("field_forces", field_forces_node(vectors, forces, index, keys, level, level_of_theory_key(level)))
+        for number, stored in enumerate(sets):
+            keys.append(configuration_key(stored.atoms))
+            vectors += list(stored.field_forces.field_vectors)
+            forces += list(stored.field_forces.forces)
+            index += [number] * len(stored.field_forces.forces)
+        self.out(
+            "field_forces",
+            field_forces_node(
+                np.array(vectors), np.array(forces), np.array(index), keys, level, level_of_theory_key(level)
+            ),
+        )
         return None
 
 

@@ -232,11 +232,16 @@ def _configure_convert(parser: argparse.ArgumentParser) -> None:
 def _convert(chosen: argparse.Namespace) -> dict[str, Any]:
     import ase.io
 
+    from mimyria_wf.errors import TrajectoryError
     from mimyria_wf.md import convert
     from mimyria_wf.starts import pick_starts, write_starts
     from mimyria_wf.trajectory import open_trajectory
 
-    settings: dict[str, Any] = {"timestep": chosen.timestep_fs, "charge": chosen.charge, "velocities": chosen.velocities}
+    settings: dict[str, Any] = {
+        "timestep": chosen.timestep_fs,
+        "charge": chosen.charge,
+        "velocities": chosen.velocities,
+    }
     if chosen.cell_from is not None:
         like = ase.io.read(chosen.cell_from, index=0)
         assert isinstance(like, ase.Atoms)
@@ -245,10 +250,14 @@ def _convert(chosen: argparse.Namespace) -> dict[str, Any]:
         else:
             settings["pbc"] = False
     if chosen.ensemble:
-        settings["metadata"] = {"ensemble": chosen.ensemble, "skip_frames": chosen.skip_frames}
+        settings["metadata"] = {"ensemble": chosen.ensemble, "n_equilibration_frames": chosen.skip_frames}
     if chosen.each:
         outputs = [chosen.output / f"{path.name.split('-pos-')[0].rsplit('.', 1)[0]}.h5" for path in chosen.files]
-        return {"trajectories": [convert(p, out, **settings) for p, out in zip(chosen.files, outputs, strict=True)]}
+        velocities = settings.pop("velocities") or [None] * len(outputs)
+        if len(velocities) != len(outputs):
+            raise TrajectoryError(f"{len(outputs)} position files need as many --velocities, got {len(velocities)}")
+        triples = zip(chosen.files, outputs, velocities, strict=True)
+        return {"trajectories": [convert(p, out, velocities=v, **settings) for p, out, v in triples]}
     summary = convert(chosen.files, chosen.output, **settings, progress=progress_for(chosen))
     result: dict[str, Any] = {"trajectory": summary}
     if chosen.n_starts:
@@ -291,7 +300,7 @@ def _configure_label(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="snapshots (extxyz), or with --derivatives a trajectory")
     parser.add_argument("--engine", choices=("tblite",), default="tblite")
     parser.add_argument("--method", default="GFN2-xTB", help="tblite: GFN1-xTB, GFN2-xTB or IPEA1-xTB")
-    parser.add_argument("--accuracy", type=float, default=0.01, help="tblite: smaller is tighter")
+    parser.add_argument("--accuracy", type=float, default=0.001, help="tblite: smaller is tighter")
     parser.add_argument("--targets", nargs="+", choices=("apt", "pgt"), default=["apt", "pgt"])
     parser.add_argument("--step", type=float, default=1e-3, help="field step [E_h/(e a0)]")
     parser.add_argument("-o", "--output", type=Path, help="labelled extxyz")
@@ -302,16 +311,18 @@ def _configure_label(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", type=int, help="with --derivatives: end of the frames")
     parser.add_argument("--volume", type=float, help="with --derivatives: nominal volume of a cluster [A^3]")
     parser.add_argument("--keep-sum-rules", action="store_true", help="with --derivatives: do not project")
-    parser.add_argument("--charge", type=int)
-    parser.add_argument("--multiplicity", type=int)
+    parser.add_argument("--charge", type=int, help="total charge, if the file does not say it")
+    parser.add_argument("--multiplicity", type=int, help="2S + 1, if the file does not say it")
 
 
 def _label(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.engines import label_file
     from mimyria_wf.errors import LabelError
-    from mimyria_wf.labelling import label_file, label_trajectory_file
+    from mimyria_wf.labelling import field_forces_file, label_trajectory_file
     from mimyria_wf.tblite_engine import TbliteEngine
 
     engine = TbliteEngine(method=chosen.method, accuracy=chosen.accuracy)
+    common = {"charge": chosen.charge, "multiplicity": chosen.multiplicity, "progress": progress_for(chosen)}
     if chosen.derivatives is not None:
         return label_trajectory_file(
             chosen.file,
@@ -322,25 +333,16 @@ def _label(chosen: argparse.Namespace) -> dict[str, Any]:
             start=chosen.start,
             stop=chosen.stop,
             volume=chosen.volume,
-            charge=chosen.charge,
-            multiplicity=chosen.multiplicity,
-            projects_sum_rules=not chosen.keep_sum_rules,
-            progress=progress_for(chosen),
+            project_sum_rules=not chosen.keep_sum_rules,
+            **common,
         )
-    if chosen.output is None and chosen.field_forces is None:
-        raise LabelError("label needs -o OUT.extxyz (or --field-forces OUT.h5)")
-    return label_file(
-        chosen.file,
-        engine,
-        chosen.targets,
-        chosen.step,
-        chosen.output,
-        vectors=chosen.vectors,
-        field_forces_out=chosen.field_forces,
-        charge=chosen.charge,
-        multiplicity=chosen.multiplicity,
-        progress=progress_for(chosen),
-    )
+    if chosen.vectors is not None:
+        if chosen.field_forces is None:
+            raise LabelError("label --vectors needs --field-forces OUT.h5")
+        return field_forces_file(chosen.file, engine, chosen.vectors, chosen.field_forces, **common)
+    if chosen.output is None:
+        raise LabelError("label needs -o OUT.extxyz")
+    return label_file(chosen.file, engine, chosen.targets, chosen.step, chosen.output, chosen.field_forces, **common)
 
 
 # ------------------------------------------------------------------------------------------- train, predict, spectra
@@ -360,16 +362,16 @@ def _configure_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.labelling import gather_labels
     from mimyria_wf.training import train_files
 
     return train_files(
         chosen.target,
-        chosen.train,
+        gather_labels(chosen.train, chosen.output / "training.extxyz", chosen.first),
         chosen.test,
         chosen.output,
         preset=chosen.preset,
         overrides=chosen.set,
-        n_first=chosen.first,
         seed=chosen.seed,
         initial_model=chosen.initial_model,
         threads=chosen.threads,
@@ -456,7 +458,7 @@ def _configure_compare(parser: argparse.ArgumentParser) -> None:
 
 def _compare(chosen: argparse.Namespace) -> dict[str, Any]:
     if chosen.a.suffix in (".extxyz", ".xyz"):
-        from mimyria_wf.metrics import compare_labels
+        from mimyria_wf.labelling import compare_labels
 
         return compare_labels(chosen.a, chosen.b)
     from mimyria_wf.spectra_files import compare_spectra
@@ -470,16 +472,18 @@ def _configure_join(parser: argparse.ArgumentParser) -> None:
 
 
 def _join(chosen: argparse.Namespace) -> dict[str, Any]:
-    from mimyria_wf.derivatives import join_derivatives
+    from mimyria_wf.derivatives import join_derivative_files
 
-    return join_derivatives(chosen.files, chosen.output)
+    return join_derivative_files(chosen.files, chosen.output)
 
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f'expected a JSON object such as {{"key": 1}}, got {text!r} ({error})') from None
+        raise argparse.ArgumentTypeError(
+            f'expected a JSON object such as {{"key": 1}}, got {text!r} ({error})'
+        ) from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
     return value
@@ -491,7 +495,12 @@ CORE_VERBS = [
     Verb("select", "draw nested training snapshots and a test set from trajectories", _configure_select, _select),
     Verb("label", "compute APTs and PGTs of snapshots by forces in electric fields", _configure_label, _label),
     Verb("train", "train an APT or PGT network", _configure_train, _train),
-    Verb("predict", "apply networks along trajectories: dipole and polarizability derivatives", _configure_predict, _predict),
+    Verb(
+        "predict",
+        "apply networks along trajectories: dipole and polarizability derivatives",
+        _configure_predict,
+        _predict,
+    ),
     Verb("join", "join derivative files of consecutive parts of one trajectory", _configure_join, _join),
     Verb("spectra", "IR and Raman spectra with gates and error bars", _configure_spectra, _spectra),
     Verb("compare", "RMSE, relative RMSE, R^2 of tensors; distance between spectra", _configure_compare, _compare),

@@ -8,6 +8,7 @@ growing sets are nested and no label is thrown away.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,9 @@ def select_snapshots(
     """
     usable = [k for k in range(len(n_frames)) if k not in set(excluded) and n_frames[k] > 0]
     if not usable:
-        raise LabelError("no trajectory is left to draw snapshots from: give more trajectories than the reference takes")
+        raise LabelError(
+            "no trajectory is left to draw snapshots from: give more trajectories than the reference takes"
+        )
     random = np.random.default_rng(seed)
     if len(usable) >= 3:
         n_held = max(1, round(len(usable) / 5))
@@ -92,7 +95,7 @@ def _spread(
     drawn = []
     for (trajectory, first, end), share in zip(spans, shares, strict=True):
         edges = np.linspace(first, end, share + 1)
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in itertools.pairwise(edges):
             last = max(int(low), int(np.ceil(high)) - gap)
             drawn.append((trajectory, int(random.integers(int(np.ceil(low)), last + 1))))
     return drawn

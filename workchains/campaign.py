@@ -174,7 +174,11 @@ class CampaignWorkChain(WindowedWorkChain):
         n_parts = reference["n_parts"]
         children = {}
         for part in range(n_parts):
-            flags = {**reference["flags"], "start": part * n_frames // n_parts, "stop": (part + 1) * n_frames // n_parts}
+            flags = {
+                **reference["flags"],
+                "start": part * n_frames // n_parts,
+                "stop": (part + 1) * n_frames // n_parts,
+            }
             label = f"reference_{part:02d}"
             inputs = {
                 "code": self.inputs.code,

@@ -120,21 +120,21 @@ def campaign_codes(campaign: Campaign) -> dict[str, orm.AbstractCode]:
         code = campaign.computer_for(step).code
         wanted[where or (("mimyria",) if code == campaign.computers.mimyria.code else ("cp2k",))] = code
     codes: dict[str, orm.AbstractCode] = {}
-    problems = []
+    problems: list[str] = []
     for key_path, name in wanted.items():
         label, _, computer = name.partition("@")
-        try:
-            code = local_code(label) if computer == "localhost" and label in EXECUTABLES else orm.load_code(name)
-        except (exceptions.NotExistent, exceptions.MultipleObjectsError):
-            code = None
-        if code is None:
-            remedy = "see `verdi code list`, create it with `verdi code create core.code.installed`"
-            if computer == "localhost":
-                remedy = f"install {label} on this machine, or name a code of another computer"
-            problem = campaign.problem(("computers", *key_path, "code"), f"{name} is not in this profile", remedy)
-            problems.append(str(problem))
-        else:
-            codes[name] = code
+        found: orm.AbstractCode | None = None
+        with contextlib.suppress(exceptions.NotExistent, exceptions.MultipleObjectsError):
+            found = local_code(label) if computer == "localhost" and label in EXECUTABLES else orm.load_code(name)
+        if found is not None:
+            codes[name] = found
+            continue
+        remedy = "see `verdi code list`, create it with `verdi code create core.code.installed`"
+        if computer == "localhost":
+            remedy = f"install {label} on this machine, or name a code of another computer"
+        problems.append(
+            str(campaign.problem(("computers", *key_path, "code"), f"{name} is not in this profile", remedy))
+        )
     if problems:
         raise CampaignError("\n".join(problems))
     return codes

@@ -7,16 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import ase
-import ase.io
 from aiida import orm
 
 from mimyria_wf.calculators.cp2k import template_level_of_theory
 from mimyria_wf.calculators.data import structure_from_atoms
-from mimyria_wf.campaign import Campaign, Labels, Sampling
+from mimyria_wf.campaign import Campaign, Labels, Sampling, Step
 from mimyria_wf.errors import CampaignError
 from mimyria_wf.labels import read_labels
-from mimyria_wf.trajectory import open_trajectory
 
 
 def campaign_inputs(campaign: Campaign, codes: Mapping[str, orm.AbstractCode]) -> dict[str, Any]:
@@ -58,8 +55,8 @@ def campaign_inputs(campaign: Campaign, codes: Mapping[str, orm.AbstractCode]) -
             seed=campaign.seed,
         )
     )
-    steps = ("training", "prediction", "spectra")
-    options = {step: campaign.computer_for(step).options() for step in steps}
+    steps: tuple[Step, ...] = ("training", "prediction", "spectra")
+    options: dict[str, Any] = {step: campaign.computer_for(step).options() for step in steps}
     options["selection"] = options["labels"] = campaign.computers.mimyria.options()
     inputs["options"] = orm.Dict(options)
     if campaign.training is not None and campaign.labels is not None:
@@ -68,7 +65,7 @@ def campaign_inputs(campaign: Campaign, codes: Mapping[str, orm.AbstractCode]) -
 
 
 def _sampling_inputs(campaign: Campaign, sampling: Sampling, codes: Mapping[str, orm.AbstractCode]) -> dict[str, Any]:
-    atoms = initial_structure(campaign)
+    atoms = campaign.atoms()
     is_cluster = not atoms.pbc.any()
     system = {"charge": campaign.system.charge, "multiplicity": campaign.system.multiplicity}
     computer = campaign.computer_for("md")
@@ -93,7 +90,7 @@ def _sampling_inputs(campaign: Campaign, sampling: Sampling, codes: Mapping[str,
         wanted = sampling.nve.remove_rotation
         nve["remove_rotation"] = is_cluster if wanted is None else wanted
     else:
-        nvt["time_constant_fs"] = sampling.time_constant
+        nvt["time_constant_fs"] = 1 / sampling.friction
     settings = {
         "engine": sampling.engine,
         "nvt": nvt,
@@ -120,25 +117,10 @@ def _sampling_inputs(campaign: Campaign, sampling: Sampling, codes: Mapping[str,
     return inputs
 
 
-def initial_structure(campaign: Campaign) -> ase.Atoms:
-    """Return the start structure with the cell, periodicity and charge of the campaign."""
-    assert campaign.system.structure is not None
-    atoms = ase.io.read(campaign.path(campaign.system.structure), index=0)
-    assert isinstance(atoms, ase.Atoms)
-    if campaign.system.cell is not None:
-        atoms.set_cell(campaign.system.cell)
-    if campaign.system.pbc is not None:
-        atoms.set_pbc(campaign.system.pbc)
-    elif campaign.system.cell is not None:
-        atoms.set_pbc(True)
-    atoms.info.update(charge=campaign.system.charge, multiplicity=campaign.system.multiplicity)
-    return atoms
-
-
 def _given_trajectories(campaign: Campaign, computer: orm.Computer) -> dict[str, Any]:
     """Return folders and manifest of trajectories made elsewhere; other formats than H5MD are converted beside them."""
     folders: dict[Path, str] = {}
-    files = []
+    files: list[dict[str, Any]] = []
     names: set[str] = set()
     for path, entry in campaign.trajectory_files():
         if path.suffix not in (".h5", ".h5md", ".extxyz"):
@@ -146,7 +128,7 @@ def _given_trajectories(campaign: Campaign, computer: orm.Computer) -> dict[str,
                 f"{path.name}: a campaign reads H5MD (.h5) or extxyz trajectories: convert it with "
                 f"`mimyria-wf convert {path.name} --timestep-fs ... -o {path.stem}.h5`"
             )
-        reader = open_trajectory(path, timestep=entry.timestep_fs)
+        reader = campaign.reader(path, entry)
         folder = folders.setdefault(path.resolve().parent, f"given_{len(folders):03d}")
         name = reader.name or path.stem
         if name in names:
@@ -216,9 +198,7 @@ def _refinement_inputs(campaign: Campaign, labels: Labels, codes: Mapping[str, o
         {**system, "n_training": max(training.sizes), "n_test": training.test_size, "seed": campaign.seed}
     )
     if campaign.reference is not None:
-        flags = _present(
-            **system, targets=list(training.targets), step=labels.field_step, volume=campaign.system.volume_A3
-        )
+        flags = _present(targets=list(training.targets), step=labels.field_step, volume=campaign.system.volume_A3)
         flags["keep_sum_rules"] = not campaign.prediction.project_sum_rules
         inputs["reference"] = orm.Dict(
             _present(

@@ -91,9 +91,10 @@ class LabelsWorkChain(WindowedWorkChain):
                 queue.append(entry)
         self.ctx.queue = queue
         n_points = sum(len(entry["vectors"]) * len(entry["indices"]) for entry in queue)
-        self.report(f"{len(indices)} snapshots: {n_known} known, {n_points} field points to compute in {len(queue)} jobs")
+        missing_text = f"{n_points} field points to compute in {len(queue)} jobs"
+        self.report(f"{len(indices)} snapshots: {n_known} known, {missing_text}")
 
-    def job(self, entry: dict[str, Any]) -> tuple[type, dict[str, Any]]:
+    def job(self, entry: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Return a field-set job."""
         settings = self.inputs.settings.get_dict()
         options = self.inputs.options.get_dict() if "options" in self.inputs else {}

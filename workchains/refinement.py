@@ -39,7 +39,7 @@ class RefinementWorkChain(WindowedWorkChain):
             namespace_options={"required": False, "populate_defaults": False},
         )
         spec.input("training", valid_type=orm.Dict, help="targets, sizes, preset, overrides, seed, threads, warm_start")
-        spec.input("convergence", valid_type=orm.Dict, help="r2, spectral_distance, n_stable, minimum_iterations, names")
+        spec.input("convergence", valid_type=orm.Dict, help="Fields of ConvergenceSettings, and names of the runs.")
         spec.input("prediction", valid_type=orm.Dict, help="Flags of `mimyria-wf predict` during refinement.")
         spec.input("spectra", valid_type=orm.Dict, help="Flags of `mimyria-wf spectra`.")
         spec.input("options", valid_type=orm.Dict, required=False, help="training, prediction, spectra: options")
@@ -150,8 +150,9 @@ class RefinementWorkChain(WindowedWorkChain):
             if not child.is_finished_ok:
                 return self.exit_codes.ERROR_TRAINING.format(detail=child.exit_message or child.process_state)
             self.ctx.models[target] = child.outputs.model
-            scores.append(f"R2({target}) = {child.outputs.summary['r2']:.4f}")
-        self.report(f"iteration {self.ctx.iteration + 1}, {self._sizes[self.ctx.iteration]} snapshots: {', '.join(scores)}")
+            scores.append(f"R2({target}) = {child.outputs.summary.get_dict()['test']['r2']:.4f}")
+        k = self.ctx.iteration
+        self.report(f"iteration {k + 1}, {self._sizes[k]} snapshots: {', '.join(scores)}")
         return None
 
     def run_prediction(self) -> ToContext:

@@ -36,9 +36,10 @@ def write_report(node: orm.WorkChainNode, directory: Path) -> dict[str, Any]:
         summary["decision"] = node.outputs.decision.get_dict()
         records = [node.outputs.iterations[key].get_dict() for key in sorted(node.outputs.iterations)]
         summary["iterations"] = records
-        from mimyria_wf.plots import plot_learning_curve
+        from mimyria_wf.plots import learning_curve_from_dicts
 
-        plot_learning_curve(records, directory / "learning_curve.png", summary["decision"])
+        settings = node.inputs.convergence.get_dict()
+        learning_curve_from_dicts(directory / "learning_curve.png", settings, records)
         files.append("learning_curve.png")
     if "comparison" in node.outputs:
         summary["explicit_against_predicted"] = node.outputs.comparison.get_dict()

@@ -75,7 +75,7 @@ class SamplingWorkChain(WindowedWorkChain):
         self.report(f"NVT finished: {_temperature(summary)}; {len(self.ctx.queue)} NVE jobs follow")
         return None
 
-    def job(self, entry: dict[str, Any]) -> tuple[type, dict[str, Any]]:
+    def job(self, entry: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Return an NVE job."""
         process, inputs = self._job("nve", self.inputs.settings.get_dict()["nve"])
         inputs["starts"] = self.ctx.nvt.outputs.starts
@@ -95,7 +95,7 @@ class SamplingWorkChain(WindowedWorkChain):
         self.report(f"{self.ctx.n_trajectories} NVE trajectories finished")
         return None
 
-    def _job(self, ensemble: str, flags: dict[str, Any]) -> tuple[type, dict[str, Any]]:
+    def _job(self, ensemble: str, flags: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         options = self.inputs.options.get_dict() if "options" in self.inputs else {}
         inputs: dict[str, Any] = {"code": self.inputs.code, "metadata": job_metadata(options)}
         if self.inputs.settings["engine"] == "cp2k":
@@ -111,5 +111,5 @@ class SamplingWorkChain(WindowedWorkChain):
 
 
 def _temperature(summary: dict[str, Any]) -> str:
-    temperature = summary.get("temperature")
-    return f"mean temperature {temperature:.1f} K" if isinstance(temperature, float) else "no temperature reported"
+    temperature = summary["trajectory"]["temperature"]
+    return "no temperature reported" if temperature is None else f"mean temperature {temperature:.1f} K"

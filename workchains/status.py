@@ -126,9 +126,7 @@ def _iterations(refinement: orm.ProcessNode | None) -> list[dict[str, Any]]:
     for child in refinement.called:
         if child.process_label == "record_iteration" and child.is_finished_ok:
             record = child.outputs.result.get_dict()
-            distances = [
-                entry.get("distance") for entry in record.get("comparison", {}).get("spectra", {}).values()
-            ]
+            distances = [entry.get("distance") for entry in record.get("comparison", {}).get("spectra", {}).values()]
             known = [value for value in distances if value is not None]
             r2 = {t: metrics.get("test", metrics).get("r2") for t, metrics in record["metrics"].items()}
             records[f"{record['n_training']:08d}"] = {

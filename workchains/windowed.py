@@ -16,7 +16,7 @@ class WindowedWorkChain(WorkChain):
     being flooded. Entries of the queue are plain dictionaries with a ``label``; subclasses turn them into inputs.
     """
 
-    def job(self, entry: dict[str, Any]) -> tuple[type, dict[str, Any]]:
+    def job(self, entry: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Return the process class and the inputs of a queue entry."""
         raise NotImplementedError
 
@@ -52,7 +52,7 @@ class WindowedWorkChain(WorkChain):
         """Say whether a failed job may succeed the second time: not if the verb itself refused its input."""
         return node.exit_status != 320
 
-    def submit_once(self, label: str, process: type, inputs: dict[str, Any]) -> orm.ProcessNode:
+    def submit_once(self, label: str, process: Any, inputs: dict[str, Any]) -> orm.ProcessNode:
         """Submit a child, unless this step ran before and already did: then return that child.
 
         A process that is ended between submitting and saving its state runs the step again when it goes on.
@@ -60,6 +60,7 @@ class WindowedWorkChain(WorkChain):
         links = self.node.base.links.get_outgoing(link_type=(LinkType.CALL_CALC, LinkType.CALL_WORK))
         for link in links.all():
             if link.link_label == label and (link.node.is_terminated or link.node.checkpoint is not None):
+                assert isinstance(link.node, orm.ProcessNode)
                 return link.node
         inputs = {**inputs, "metadata": {**inputs.get("metadata", {}), "call_link_label": label, "label": label}}
         return self.submit(process, **inputs)
