@@ -147,12 +147,15 @@ PRESETS: dict[str, dict[str, tuple[NetworkSettings, TrainingSettings]]] = {
         for target, multiplicities in (("apt", (20, 10, 6, 5)), ("pgt", (40, 20, 13, 10)))
     },
     "default": {
-        "apt": (NetworkSettings(multiplicities=(16, 8, 4)), TrainingSettings(n_steps=1000, n_epochs=80)),
+        "apt": (
+            NetworkSettings(multiplicities=(16, 8, 4)),
+            TrainingSettings(n_steps=700, n_epochs=80, learning_rate=2e-2),
+        ),
         "pgt": (
             NetworkSettings(multiplicities=(16, 8, 8, 4), parity="natural", edge_l_max=3),
             # The first block is the gradient of the isotropic polarizability, a small part of the tensor that makes
             # up the isotropic spectrum alone.
-            TrainingSettings(n_steps=800, n_epochs=80, block_weights=(2.0, 1.0, 1.0, 1.0)),
+            TrainingSettings(n_steps=700, n_epochs=80, learning_rate=2e-2, block_weights=(4.0, 1.0, 1.0, 1.0)),
         ),
     },
 }
