@@ -252,6 +252,8 @@ def submit(inputs: dict[str, Any], campaign: Campaign) -> orm.WorkChainNode:
         )
     client = get_manager().get_daemon_client()
     if not client.is_daemon_running:
+        # AiiDA looks for `verdi` on the PATH, where it is not if the environment was not activated
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         try:
             client.start_daemon(number_workers=1)
         except DaemonException as error:
