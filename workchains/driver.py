@@ -34,6 +34,10 @@ PROFILE_NAME = "mimyria_wf"
 
 def require_profile(name: str | None = None) -> None:
     """Load the profile; CampaignError with the remedy if there is none."""
+    # AiiDA looks for `verdi` on the PATH, where it is not if the environment was not activated
+    binaries = str(Path(sys.executable).parent)
+    if binaries not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([binaries, os.environ.get("PATH", "")])
     try:
         load_profile(name)
     except (exceptions.ProfileConfigurationError, exceptions.ConfigurationError) as error:
@@ -252,8 +256,6 @@ def submit(inputs: dict[str, Any], campaign: Campaign) -> orm.WorkChainNode:
         )
     client = get_manager().get_daemon_client()
     if not client.is_daemon_running:
-        # AiiDA looks for `verdi` on the PATH, where it is not if the environment was not activated
-        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         try:
             client.start_daemon(number_workers=1)
         except DaemonException as error:
