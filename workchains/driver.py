@@ -12,6 +12,7 @@ import contextlib
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,10 +35,6 @@ PROFILE_NAME = "mimyria_wf"
 
 def require_profile(name: str | None = None) -> None:
     """Load the profile; CampaignError with the remedy if there is none."""
-    # AiiDA looks for `verdi` on the PATH, where it is not if the environment was not activated
-    binaries = str(Path(sys.executable).parent)
-    if binaries not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = os.pathsep.join([binaries, os.environ.get("PATH", "")])
     try:
         load_profile(name)
     except (exceptions.ProfileConfigurationError, exceptions.ConfigurationError) as error:
@@ -49,17 +46,10 @@ def set_up(profile_name: str = PROFILE_NAME) -> dict[str, Any]:
 
     Existing profiles, computers and codes are left as they are.
     """
-    import subprocess
-
     config = get_config(create=True)
     created = False
     if not config.profile_names:
-        verdi = Path(sys.executable).with_name("verdi")
-        command = [str(verdi), "presto", "--non-interactive", "--profile-name", profile_name, "--use-zeromq"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            detail = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise CampaignError(f"`verdi presto` failed: {detail[-1] if detail else 'without a message'}")
+        _verdi("presto", "--non-interactive", "--profile-name", profile_name, "--use-zeromq")
         created = True
         from aiida.manage.configuration import reset_config
 
@@ -69,6 +59,17 @@ def set_up(profile_name: str = PROFILE_NAME) -> dict[str, Any]:
     profile = get_manager().get_profile()
     assert profile is not None
     return {"profile": profile.name, "created": created, "codes": codes, "config": str(Path(get_config().dirpath))}
+
+
+def _verdi(*arguments: str) -> None:
+    """Run the `verdi` of this environment, which need not be activated: AiiDA looks for it on the PATH."""
+    binaries = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": os.pathsep.join([str(binaries), os.environ.get("PATH", "")])}
+    command = [str(binaries / "verdi"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        detail = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise CampaignError(f"`verdi {' '.join(arguments)}` failed: {detail[-1] if detail else 'without a message'}")
 
 
 def local_code(label: str) -> orm.AbstractCode | None:
@@ -244,7 +245,6 @@ def submit(inputs: dict[str, Any], campaign: Campaign) -> orm.WorkChainNode:
         CampaignError: the profile has no broker, or the daemon does not start.
     """
     from aiida import engine
-    from aiida.engine.daemon.client import DaemonException
     from aiida.plugins import WorkflowFactory
 
     profile = get_manager().get_profile()
@@ -254,12 +254,8 @@ def submit(inputs: dict[str, Any], campaign: Campaign) -> orm.WorkChainNode:
             f"profile {profile.name} has no message broker, which the daemon needs: "
             "`verdi profile configure-broker core.zeromq`, or use `mimyria-wf run`"
         )
-    client = get_manager().get_daemon_client()
-    if not client.is_daemon_running:
-        try:
-            client.start_daemon(number_workers=1)
-        except DaemonException as error:
-            raise CampaignError(f"the daemon does not start: {error}") from None
+    if not get_manager().get_daemon_client().is_daemon_running:
+        _verdi("--profile", profile.name, "daemon", "start", "1")
     node = engine.submit(WorkflowFactory("mimyria_wf.campaign"), **inputs)
     assert isinstance(node, orm.WorkChainNode)
     mark(node, campaign, "daemon")
