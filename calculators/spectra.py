@@ -21,8 +21,10 @@ class SpectraCalculation(ConsoleCalculation):
     def define(cls, spec: CalcJobProcessSpec) -> None:  # type: ignore[override]
         """Declare inputs and outputs."""
         super().define(spec)
-        spec.input("derivatives", valid_type=orm.RemoteData, help="folder of a PredictionCalculation")
-        spec.input("names", valid_type=orm.List, help="names of the runs whose series are used")
+        spec.input_namespace("derivatives", valid_type=orm.RemoteData, dynamic=True, help="folders of predictions")
+        spec.input(
+            "series", valid_type=orm.Dict, help='{"files": [{"folder": key in derivatives, "name": of the run}]}'
+        )
         spec.input("settings", valid_type=orm.Dict, help="window_fs, upper_wavenumber_per_cm, temperature_K, ...")
         spec.input(
             "previous", valid_type=orm.RemoteData, required=False, help="folder of an earlier SpectraCalculation"
@@ -36,14 +38,17 @@ class SpectraCalculation(ConsoleCalculation):
 
     def links(self) -> list[tuple[orm.RemoteData, str, str]]:
         """Link the series and the earlier spectra."""
-        links = [(self.inputs.derivatives, "derivatives", "derivatives")]
+        links = [
+            (self.inputs.derivatives[entry["folder"]], f"derivatives/{entry['name']}.h5", f"{entry['name']}.h5")
+            for entry in self.inputs.series.get_dict()["files"]
+        ]
         if "previous" in self.inputs:
             links.append((self.inputs.previous, "spectra", "previous"))
         return links
 
     def command_lines(self, folder: Folder) -> list[list[str]]:
         """Return the calls."""
-        names = [f"derivatives/{name}.h5" for name in self.inputs.names.get_list()]
+        names = [f"{entry['name']}.h5" for entry in self.inputs.series.get_dict()["files"]]
         lines = [["spectra", *names, *flags(self.inputs.settings.get_dict()), "-o", "spectra"]]
         if "previous" in self.inputs:
             lines.append(["compare", "previous", "spectra"])

@@ -44,6 +44,7 @@ class CampaignWorkChain(WindowedWorkChain):
                 "spectra",
                 "options",
                 "convergence",
+                "max_concurrent",
             ),
             namespace_options={"required": False, "populate_defaults": False},
         )
@@ -53,6 +54,7 @@ class CampaignWorkChain(WindowedWorkChain):
         spec.input("prediction", valid_type=orm.Dict, help="Flags of the final prediction.")
         spec.input("spectra", valid_type=orm.Dict, help="Flags of `mimyria-wf spectra`.")
         spec.input("reference", valid_type=orm.Dict, required=False, help="trajectory, n_parts, n_frames, label flags")
+        spec.input("max_concurrent", valid_type=orm.Int, default=lambda: orm.Int(2), help="Prediction jobs at a time.")
         spec.input("options", valid_type=orm.Dict, required=False, help="training, prediction, spectra, selection")
         spec.input("clean_workdir", valid_type=orm.Bool, required=False, help="Remove work directories on success.")
         spec.outline(
@@ -150,6 +152,7 @@ class CampaignWorkChain(WindowedWorkChain):
             "convergence": orm.Dict(convergence),
             "prediction": orm.Dict(prediction),
             "spectra": self.inputs.spectra,
+            "max_concurrent": self.inputs.max_concurrent,
         }
         if self.ctx.models:
             inputs["models"] = self.ctx.models
@@ -217,9 +220,10 @@ class CampaignWorkChain(WindowedWorkChain):
             "trajectories": self.ctx.trajectories,
             "manifest": self.ctx.manifest,
             "settings": self.inputs.prediction,
-            "metadata": job_metadata(self._options("prediction")),
+            "max_concurrent": self.inputs.max_concurrent,
+            "options": orm.Dict(self._options("prediction")),
         }
-        return ToContext(prediction=self.submit_once("prediction", CalculationFactory("mimyria_wf.prediction"), inputs))
+        return ToContext(prediction=self.submit_once("prediction", WorkflowFactory("mimyria_wf.prediction"), inputs))
 
     def inspect_prediction(self) -> ExitCode | None:
         """Go on if it worked."""
@@ -235,14 +239,15 @@ class CampaignWorkChain(WindowedWorkChain):
             "settings": self.inputs.spectra,
             "metadata": job_metadata(self._options("spectra")),
         }
-        names = [entry["name"] for entry in self.ctx.manifest.get_dict()["files"]]
-        remote = self.ctx.prediction.outputs.remote_folder
-        inputs = {**common, "derivatives": remote, "names": orm.List(names)}
+        predicted = self.ctx.prediction.outputs
+        inputs = {**common, "derivatives": dict(predicted.derivatives), "series": predicted.series}
         children = {"spectra": self.submit_once("spectra", CalculationFactory("mimyria_wf.spectra"), inputs)}
         if "reference" in self.inputs:
             n_parts = self.inputs.reference["n_parts"]
             parts = {f"part_{k:02d}": self.ctx[f"reference_{k:02d}"].outputs.remote_folder for k in range(n_parts)}
             name = self._reference_entry()["name"]
+            where = {entry["name"]: entry["folder"] for entry in predicted.series.get_dict()["files"]}
+            remote = predicted.derivatives[where[name]]
             inputs = {**common, "explicit": parts, "predicted": remote, "name": orm.Str(name)}
             process = CalculationFactory("mimyria_wf.comparison")
             children["comparison"] = self.submit_once("comparison", process, inputs)

@@ -59,6 +59,7 @@ def campaign_inputs(campaign: Campaign, codes: Mapping[str, orm.AbstractCode]) -
     options: dict[str, Any] = {step: campaign.computer_for(step).options() for step in steps}
     options["selection"] = options["labels"] = campaign.computers.mimyria.options()
     inputs["options"] = orm.Dict(options)
+    inputs["max_concurrent"] = orm.Int(campaign.computer_for("prediction").max_concurrent)
     if campaign.training is not None and campaign.labels is not None:
         inputs.update(_refinement_inputs(campaign, campaign.labels, codes))
     return inputs

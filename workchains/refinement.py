@@ -42,6 +42,7 @@ class RefinementWorkChain(WindowedWorkChain):
         spec.input("convergence", valid_type=orm.Dict, help="Fields of ConvergenceSettings, and names of the runs.")
         spec.input("prediction", valid_type=orm.Dict, help="Flags of `mimyria-wf predict` during refinement.")
         spec.input("spectra", valid_type=orm.Dict, help="Flags of `mimyria-wf spectra`.")
+        spec.input("max_concurrent", valid_type=orm.Int, default=lambda: orm.Int(2), help="Prediction jobs at a time.")
         spec.input("options", valid_type=orm.Dict, required=False, help="training, prediction, spectra: options")
         spec.outline(
             cls.setup,
@@ -158,18 +159,19 @@ class RefinementWorkChain(WindowedWorkChain):
     def run_prediction(self) -> ToContext:
         """Predict along the trajectories that the decision looks at."""
         names = set(self.inputs.convergence["names"])
-        manifest = {"files": [e for e in self.inputs.manifest.get_dict()["files"] if e["name"] in names]}
-        folders = {entry["folder"] for entry in manifest["files"]}
-        inputs = {
+        files = [entry for entry in self.inputs.manifest.get_dict()["files"] if entry["name"] in names]
+        folders = {entry["folder"] for entry in files}
+        inputs: dict[str, Any] = {
             "code": self.inputs.code,
             "models": {target: self.ctx.models[target] for target in self.inputs.training["targets"]},
             "trajectories": {key: node for key, node in self.inputs.trajectories.items() if key in folders},
-            "manifest": orm.Dict(manifest),
+            "manifest": orm.Dict({"files": files}),
             "settings": self.inputs.prediction,
-            "metadata": job_metadata(self._options("prediction")),
+            "max_concurrent": self.inputs.max_concurrent,
+            "options": orm.Dict(self._options("prediction")),
         }
         label = f"prediction_{self.ctx.iteration:02d}"
-        child = self.submit_once(label, CalculationFactory("mimyria_wf.prediction"), inputs)
+        child = self.submit_once(label, WorkflowFactory("mimyria_wf.prediction"), inputs)
         return ToContext(**{label: child})
 
     def inspect_prediction(self) -> ExitCode | None:
@@ -182,10 +184,11 @@ class RefinementWorkChain(WindowedWorkChain):
     def run_spectra(self) -> ToContext:
         """Compute spectra and compare them with those of the iteration before."""
         k = self.ctx.iteration
-        inputs = {
+        predicted = self.ctx[f"prediction_{k:02d}"].outputs
+        inputs: dict[str, Any] = {
             "code": self.inputs.code,
-            "derivatives": self.ctx[f"prediction_{k:02d}"].outputs.remote_folder,
-            "names": orm.List(sorted(self.inputs.convergence["names"])),
+            "derivatives": dict(predicted.derivatives),
+            "series": predicted.series,
             "settings": self.inputs.spectra,
             "metadata": job_metadata(self._options("spectra")),
         }
