@@ -620,7 +620,7 @@ class Computer(Section):
     """Where jobs of one kind run."""
 
     code: Annotated[str, Field(strict=True)] = Field(description="AiiDA code, `LABEL@COMPUTER`.")
-    max_concurrent: Count = Field(2, description="Jobs in the queue at a time.")
+    max_concurrent: Count = Field(2, description="Jobs of one step in the queue at a time.")
     resources: dict[str, Any] = Field(
         default_factory=lambda: {"num_machines": 1, "num_mpiprocs_per_machine": 1},
         description="AiiDA's scheduler resources.",

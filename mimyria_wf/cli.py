@@ -5,7 +5,7 @@ The verbs here work without AiiDA: on a laptop, in a batch script, in a containe
 through the entry point group ``mimyria_wf.verbs``, so that this module never imports it.
 
 Every verb prints a result a human reads, or with ``--json`` one JSON object; what is wrong is one line
-``error: ...`` on standard error and exit status 1.
+``error: ...`` on standard error and exit status 1, or 2 if the command line itself is wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mimyria_wf import __version__
 from mimyria_wf.errors import MimyriaError
@@ -46,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines() or [type(error).__name__]:
             print(f"error: {line}", file=sys.stderr)
         return 1
+    except OSError as error:
+        what = error.filename or "this machine"
+        print(f"error: {what}: {error.strerror or error}: check the path, permissions and free space", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("error: interrupted; what was finished is on disk, run the same command to go on", file=sys.stderr)
         return 130
@@ -63,9 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, which a CalcJob's parser finds as well."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the complaint and exit."""
+        print(f"error: {message}; see `{self.prog} --help`", file=sys.stderr)
+        sys.exit(2)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mimyria-wf",
         description="From a machine-learned potential to trustworthy IR and Raman spectra.",
         epilog="Start with `mimyria-wf validate FILE.yaml`; `mimyria-wf VERB --help` explains a verb.",
@@ -303,7 +316,7 @@ def _configure_label(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", nargs="+", choices=("apt", "pgt"), default=["apt", "pgt"])
     parser.add_argument("--step", type=float, default=1e-3, help="field step [E_h/(e a0)]")
     parser.add_argument("-o", "--output", type=Path, help="labelled extxyz")
-    parser.add_argument("--vectors", type=json.loads, help="field vectors as JSON instead of --targets and --step")
+    parser.add_argument("--vectors", type=_json_list, help="field vectors as JSON instead of --targets and --step")
     parser.add_argument("--field-forces", type=Path, help="keep the forces in all fields in this HDF5 file")
     parser.add_argument("--derivatives", type=Path, help="label every frame of a trajectory, write its derivatives")
     parser.add_argument("--start", type=int, default=0, help="with --derivatives: first frame")
@@ -382,7 +395,7 @@ def _configure_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", help="trajectories")
     parser.add_argument("--model", type=Path, action="append", required=True, help="APT and/or PGT model")
     parser.add_argument("--stride", type=int, default=1, help="frames between predicted tensors; splined in between")
-    parser.add_argument("--groups", default="all", help="all, species, or a file with one group name an atom")
+    parser.add_argument("--groups", default="all", help="all, or species: one group an element")
     parser.add_argument("--batch-size", type=int, help="frames in one evaluation")
     parser.add_argument("--keep-sum-rules", action="store_true", help="do not project onto the acoustic sum rules")
     parser.add_argument("--volume", type=float, help="nominal volume of a cluster [A^3]")
@@ -474,6 +487,16 @@ def _join(chosen: argparse.Namespace) -> dict[str, Any]:
     from mimyria_wf.derivatives import join_derivative_files
 
     return join_derivative_files(chosen.files, chosen.output)
+
+
+def _json_list(text: str) -> list[Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"expected a JSON list such as [[0, 0, 0]], got {text!r} ({error})") from None
+    if not isinstance(value, list):
+        raise argparse.ArgumentTypeError(f"expected a JSON list, got {text!r}")
+    return value
 
 
 def _json_object(text: str) -> dict[str, Any]:

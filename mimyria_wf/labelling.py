@@ -39,7 +39,10 @@ def field_forces_file(
         multiplicity: likewise.
         progress: called with (snapshots done, all, what is going on).
     """
-    wanted: NDArray[Any] = np.asarray(vectors, dtype=float)
+    try:
+        wanted: NDArray[Any] = np.asarray(vectors, dtype=float)
+    except (ValueError, TypeError):  # words, lists of different lengths
+        wanted = np.empty(0)
     if wanted.ndim != 2 or wanted.shape[1] != 3 or not np.isfinite(wanted).all():
         raise FieldSetError("field vectors must be a list of [x, y, z] in E_h/(e a0)")
     lengths = np.linalg.norm(wanted, axis=1)

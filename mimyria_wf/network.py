@@ -322,12 +322,14 @@ def load_model(path: str | os.PathLike[str], target: str | None = None) -> Respo
     """Read a network written by :func:`save_model`.
 
     Args:
-        path: the file.
+        path: the file, or a folder with ``model.pt`` as ``mimyria-wf train`` leaves it.
         target: refuse a model of another target.
 
     Raises:
         ModelError: the file is absent, not a model, of a newer format, or of another target.
     """
+    if Path(path).is_dir():
+        path = Path(path) / "model.pt"
     if not Path(path).is_file():
         raise ModelError(f"no model file {path}")
     try:

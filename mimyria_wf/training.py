@@ -213,15 +213,18 @@ def train_files(
     """
     started = time.perf_counter()
     network_settings, settings = resolve(preset, target, {"seed": seed, "threads": threads} | dict(overrides or {}))
+    training = read_labels(Path(train_path), [target])
+    test = read_labels(Path(test_path), [target]) if test_path is not None else ()
+    start = load_model(initial_model, target) if initial_model is not None else None
     folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)  # not before the input is known to be good
     result = train(
         target,
-        read_labels(Path(train_path), [target]),
-        read_labels(Path(test_path), [target]) if test_path is not None else (),
+        training,
+        test,
         network_settings,
         settings,
-        initial_model=load_model(initial_model, target) if initial_model is not None else None,
+        initial_model=start,
         checkpoint=folder / "checkpoint.pt",
         progress=progress,
         metadata={"preset": preset},

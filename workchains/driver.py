@@ -230,7 +230,7 @@ def _run(runner: Any, processes: dict[int, Any], node: orm.WorkChainNode, tick: 
     async def watch() -> None:
         while not tasks[node.pk].done():
             tick(node)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(3.0)
 
     watcher = loop.create_task(watch())
     loop.run_until_complete(tasks[node.pk])

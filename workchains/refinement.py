@@ -46,6 +46,7 @@ class RefinementWorkChain(WindowedWorkChain):
         spec.input("options", valid_type=orm.Dict, required=False, help="training, prediction, spectra: options")
         spec.outline(
             cls.setup,
+            if_(cls.needs_labels)(cls.run_test_labels, cls.inspect_test_labels),
             while_(cls.should_continue)(
                 if_(cls.needs_labels)(cls.run_labels, cls.inspect_labels),
                 cls.run_training,
@@ -90,32 +91,43 @@ class RefinementWorkChain(WindowedWorkChain):
         """Are labels computed here?"""
         return "training_labels" not in self.inputs
 
+    def run_test_labels(self) -> ToContext:
+        """Label the test set, before the training set: their jobs share one window."""
+        n_test = self.inputs.training["test_size"]
+        return self._submit_labels("labels_test", self.inputs.test_snapshots, list(range(n_test)))
+
+    def inspect_test_labels(self) -> ExitCode | None:
+        """Keep the test labels."""
+        child = self.ctx.labels_test
+        if not child.is_finished_ok:
+            return self.exit_codes.ERROR_LABELS.format(detail=child.exit_message or child.process_state)
+        self.ctx.test_labels = child.outputs.labels
+        return None
+
     def run_labels(self) -> ToContext:
-        """Label what this size adds; the test set too, the first time."""
+        """Label what this size adds to the training set."""
         k = self.ctx.iteration
         first = self._sizes[k - 1] if k else 0
-        children = {}
-        wanted = [(f"labels_{k:02d}", self.inputs.training_snapshots, list(range(first, self._sizes[k])))]
-        if k == 0:
-            n_test = self.inputs.training["test_size"]
-            wanted.append(("labels_test", self.inputs.test_snapshots, list(range(n_test))))
-        for label, snapshots, indices in wanted:
-            inputs = self.exposed_inputs(WorkflowFactory("mimyria_wf.labels"), namespace="labels")
-            inputs = {**inputs, "snapshots": snapshots, "indices": orm.List(indices)}
-            children[label] = self.submit_once(label, WorkflowFactory("mimyria_wf.labels"), inputs)
-        return ToContext(**children)
+        indices = list(range(first, self._sizes[k]))
+        return self._submit_labels(f"labels_{k:02d}", self.inputs.training_snapshots, indices)
 
     def inspect_labels(self) -> ExitCode | None:
         """Keep the labels."""
-        k = self.ctx.iteration
-        for label in (f"labels_{k:02d}", *(["labels_test"] if k == 0 else [])):
-            child = self.ctx[label]
-            if not child.is_finished_ok:
-                return self.exit_codes.ERROR_LABELS.format(detail=child.exit_message or child.process_state)
-        self.ctx.training_labels[f"labels_{k:02d}"] = self.ctx[f"labels_{k:02d}"].outputs.labels
-        if k == 0:
-            self.ctx.test_labels = self.ctx.labels_test.outputs.labels
+        label = f"labels_{self.ctx.iteration:02d}"
+        child = self.ctx[label]
+        if not child.is_finished_ok:
+            return self.exit_codes.ERROR_LABELS.format(detail=child.exit_message or child.process_state)
+        self.ctx.training_labels[label] = child.outputs.labels
         return None
+
+    def _submit_labels(self, label: str, snapshots: orm.SinglefileData, indices: list[int]) -> ToContext:
+        process = WorkflowFactory("mimyria_wf.labels")
+        inputs = {
+            **self.exposed_inputs(process, namespace="labels"),
+            "snapshots": snapshots,
+            "indices": orm.List(indices),
+        }
+        return ToContext(**{label: self.submit_once(label, process, inputs)})
 
     def run_training(self) -> ToContext:
         """Train all targets side by side."""

@@ -251,7 +251,7 @@ def _sayer(chosen: argparse.Namespace) -> Callable[[str], None]:
 
 
 def _ticker(chosen: argparse.Namespace) -> Callable[[Any], None]:
-    """Return what is called every second: prints what has changed since the last call."""
+    """Return what is called every few seconds: prints what has changed since the last call."""
     from mimyria_wf.workchains.status import campaign_status, status_line
 
     say = _sayer(chosen)
