@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from aiida import orm
-from aiida.engine import ExitCode, ProcessSpec, ToContext, if_
+from aiida.engine import ExitCode, ProcessBuilder, ProcessSpec, ToContext, if_
 from aiida.plugins import CalculationFactory, WorkflowFactory
 
 from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata
@@ -81,6 +82,21 @@ class CampaignWorkChain(WindowedWorkChain):
         spec.exit_code(433, "ERROR_REFERENCE", message="The explicit reference failed: {detail}")
         spec.exit_code(434, "ERROR_PREDICTION", message="The final prediction failed: {detail}")
         spec.exit_code(435, "ERROR_SPECTRA", message="The final spectra failed: {detail}")
+
+    @classmethod
+    def get_builder_from_protocol(
+        cls,
+        structure: orm.StructureData,
+        protocol: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        name: str = "campaign",
+    ) -> ProcessBuilder:
+        """Return a builder, see :func:`mimyria_wf.workchains.protocols.protocol_inputs`."""
+        from mimyria_wf.workchains.protocols import protocol_inputs
+
+        builder = cls.get_builder()
+        builder._update(protocol_inputs(structure, protocol, overrides, name))
+        return builder
 
     def needs_sampling(self) -> bool:
         """Are trajectories to be made?"""

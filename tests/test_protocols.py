@@ -1,0 +1,51 @@
+"""Builders from protocols: every protocol is a valid campaign, and a wrong key is an error."""
+
+from __future__ import annotations
+
+import pytest
+from aiida import orm
+from ase.build import molecule
+
+from mimyria_wf.calculators.data import structure_from_atoms
+from mimyria_wf.errors import CampaignError
+from mimyria_wf.workchains.campaign import CampaignWorkChain
+from mimyria_wf.workchains.protocols import merged, protocols
+
+pytestmark = pytest.mark.aiida
+SYSTEM = {"system": {"volume_A3": 30.0}}
+
+
+@pytest.fixture
+def water(aiida_profile_clean: object, aiida_localhost: object) -> orm.StructureData:
+    """Return one water molecule in an empty profile."""
+    return structure_from_atoms(molecule("H2O"))
+
+
+@pytest.mark.parametrize("name", sorted(protocols()["protocols"]))
+def test_protocols_are_valid_campaigns(water: orm.StructureData, name: str) -> None:
+    builder = CampaignWorkChain.get_builder_from_protocol(water, name, SYSTEM)
+    wanted = protocols()["protocols"][name]
+    assert builder.refinement.training["sizes"] == wanted["training"]["sizes"]
+    assert builder.sampling.settings["n_trajectories"] == wanted["sampling"]["nve"]["n_trajectories"]
+    assert builder.sampling.settings["nve"]["remove_rotation"]  # a cluster
+
+
+def test_overrides_replace_single_keys(water: orm.StructureData) -> None:
+    overrides = merged(SYSTEM, {"training": {"sizes": [5, 10]}, "labels": {"field_step_au": 5e-4}})
+    builder = CampaignWorkChain.get_builder_from_protocol(water, "fast", overrides)
+    assert builder.refinement.training["sizes"] == [5, 10]
+    assert builder.refinement.training["test_size"] == 40
+    assert builder.refinement.labels.settings["step"] == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("protocol", "overrides", "message"),
+    [
+        ("quick", {}, "protocol quick is unknown: choose one of fast, balanced, precise"),
+        ("fast", {"training": {"size": [5]}}, "training.size is not a key of training: did you mean sizes?"),
+        ("fast", {"labels": {"engine": "tblit"}}, "did you mean tblite?"),
+    ],
+)
+def test_mistakes_are_named(water: orm.StructureData, protocol: str, overrides: dict, message: str) -> None:
+    with pytest.raises(CampaignError, match=message.replace("?", r"\?").replace("[", r"\[")):
+        CampaignWorkChain.get_builder_from_protocol(water, protocol, merged(SYSTEM, overrides))
