@@ -23,6 +23,7 @@ square is the expected mean square exactly, with no factor (n_dof / 3N) left to 
 form with its six field pairs as columns.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -636,7 +637,7 @@ def join_derivatives(parts: Sequence[DerivativeSeries], name: str | None = None)
     """Join consecutive stretches of one run into one series.
 
     Temperatures are averaged over frames and squares with the weight frames times temperature, as if the run had been
-    contracted in one go. Metadata are those of the first part.
+    contracted in one go. Metadata are those of the first part, up to the end of the last.
 
     Args:
         parts: in the order of time; the frames of each follow those of the one before.
@@ -655,6 +656,12 @@ def join_derivatives(parts: Sequence[DerivativeSeries], name: str | None = None)
                 raise SpectrumError(
                     f"parts of a run differ in {key}: {first.name} has {mine}, {part.name} has {theirs}"
                 )
+    for before, part in itertools.pairwise(parts):
+        expected, found = before.metadata.get("stop"), part.metadata.get("start")
+        if expected != found:
+            raise SpectrumError(
+                f"{part.name}: its first frame is {found}, expected {expected}: give all parts of a run in order"
+            )
     counts = np.array([part.n_frames for part in parts], dtype=float)
     heat = counts * [part.temperature for part in parts]
 
@@ -680,7 +687,7 @@ def join_derivatives(parts: Sequence[DerivativeSeries], name: str | None = None)
         degrees_of_freedom=first.degrees_of_freedom,
         is_periodic=first.is_periodic,
         kinetic_temperature=series("kinetic_temperature"),
-        metadata=first.metadata,
+        metadata={**first.metadata, **{k: parts[-1].metadata[k] for k in ("stop",) if k in parts[-1].metadata}},
     )
 
 

@@ -16,13 +16,10 @@ import ase
 import numpy as np
 
 from mimyria_wf.derivatives import (
-    DerivativeSeries,
     DerivativeWriter,
     RemovedMotion,
-    read_derivatives,
-    write_derivatives,
 )
-from mimyria_wf.errors import EngineError, LabelError, MimyriaError, TrajectoryError
+from mimyria_wf.errors import EngineError, LabelError, TrajectoryError
 from mimyria_wf.field_forces import (
     Engine,
     FieldForces,
@@ -55,7 +52,6 @@ __all__ = [
     "FieldForces",
     "FieldForcesStore",
     "StoredFieldForces",
-    "join_derivatives",
     "label_file",
     "label_snapshots",
     "label_trajectory",
@@ -321,7 +317,8 @@ def label_trajectory(
         step: h [E_h/(e a0)].
         out_derivatives: derivatives file to write, see :mod:`mimyria_wf.derivatives`.
         start: first frame.
-        stop: frame after the last; None for all. Files of neighbouring stretches join by :func:`join_derivatives`.
+        stop: frame after the last; None for all. Files of neighbouring stretches join by
+            :func:`mimyria_wf.derivatives.join_derivative_files`.
         progress: called with (frames done, all, what is going on).
         project_sum_rules: whether the tensors obey the sum rules before they are contracted, as in prediction.
         charge: total charge [e]; the trajectory's own by default, or zero.
@@ -420,62 +417,3 @@ class _ResidualSums:
     def summary(self) -> dict[str, dict[str, float]]:
         """Return rms and largest component by tensor [e], [e^2 a0/E_h]."""
         return {name: {"rms": float(np.sqrt(s / n)), "largest": m} for name, (s, n, m) in self._sums.items()}
-
-
-def join_derivatives(paths: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
-    """Join derivatives files of neighbouring stretches of one trajectory, in the order given.
-
-    The equipartition squares are means weighted with the kinetic temperature (:mod:`mimyria_wf.derivatives`), so the
-    whole is the parts' mean with the sums of their temperatures as weights.
-    """
-    parts = [read_derivatives(path) for path in paths]
-    if not parts:
-        raise LabelError("no derivatives files to join")
-    first = parts[0]
-    for path, before, part in zip(list(paths)[1:], parts, parts[1:]):
-        for what in ("name", "timestep", "group_names", "volume", "removed_motion", "is_periodic"):
-            if getattr(part, what) != getattr(first, what):
-                raise LabelError(f"{path}: {what} is {getattr(part, what)}, the first part has {getattr(first, what)}")
-        expected, found = before.metadata.get("stop"), part.metadata.get("start")
-        if expected != found:
-            raise LabelError(f"{path}: its first frame is {found}, expected {expected}: give all parts in order")
-    temperatures = [_frames_temperature(path, part) for path, part in zip(paths, parts)]
-    weights = np.array([t.sum() for t in temperatures])
-    weights /= weights.sum()
-
-    def mean(name: str) -> Array | None:
-        squares = [getattr(part, name) for part in parts]
-        return None if squares[0] is None else np.einsum("p,pab->ab", weights, np.array(squares))
-
-    def joined(name: str) -> Array | None:
-        series = [getattr(part, name) for part in parts]
-        return None if series[0] is None else np.concatenate(series)
-
-    temperature = np.concatenate(temperatures)
-    try:
-        whole = DerivativeSeries(
-            name=first.name,
-            timestep=first.timestep,
-            temperature=float(temperature.mean()),
-            dipole_derivative=joined("dipole_derivative"),
-            polarizability_derivative=joined("polarizability_derivative"),
-            group_names=first.group_names,
-            volume=first.volume,
-            apt_square=mean("apt_square"),
-            pgt_square=mean("pgt_square"),
-            removed_motion=first.removed_motion,
-            degrees_of_freedom=first.degrees_of_freedom,
-            is_periodic=first.is_periodic,
-            kinetic_temperature=temperature,
-            metadata={**first.metadata, "stop": parts[-1].metadata.get("stop"), "n_parts": len(parts)},
-        )
-    except (TypeError, ValueError, MimyriaError) as error:
-        raise LabelError(f"{', '.join(map(str, paths))} do not join: {error}") from None
-    write_derivatives(out, whole)
-    return {"derivatives": str(out), "n_frames": len(temperature), "n_parts": len(parts)}
-
-
-def _frames_temperature(path: str | Path, part: DerivativeSeries) -> Array:
-    if part.kinetic_temperature is None:
-        raise LabelError(f"{path} has no temperature of each frame, without which parts cannot be weighted")
-    return part.kinetic_temperature

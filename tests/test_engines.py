@@ -15,19 +15,18 @@ import numpy as np
 import pytest
 from ase.build import molecule
 
-from mimyria_wf.derivatives import contract, read_derivatives
+from mimyria_wf.derivatives import contract, join_derivative_files, read_derivatives
 from mimyria_wf.engines import (
     FieldForces,
     FieldForcesStore,
     StoredFieldForces,
-    join_derivatives,
     label_file,
     label_snapshots,
     label_trajectory,
     read_field_forces,
     write_field_forces,
 )
-from mimyria_wf.errors import EngineError, FieldSetError, LabelError, TrajectoryError
+from mimyria_wf.errors import EngineError, FieldSetError, LabelError, SpectrumError, TrajectoryError
 from mimyria_wf.finite_field import field_vectors
 from mimyria_wf.frames import Trajectory
 from mimyria_wf.labels import read_labels
@@ -286,13 +285,13 @@ def test_stretches_join_to_the_whole(reader, tmp_path: Path):
     parts = [tmp_path / "a.h5", tmp_path / "b.h5"]
     label_trajectory(reader, ModelEngine(), ["apt", "pgt"], STEP, parts[0], 0, 7)
     label_trajectory(reader, ModelEngine(), ["apt", "pgt"], STEP, parts[1], 7)
-    assert join_derivatives(parts, tmp_path / "joined.h5")["n_frames"] == 12
+    assert join_derivative_files(parts, tmp_path / "joined.h5")["n_frames"] == 12
     whole, joined = read_derivatives(tmp_path / "whole.h5"), read_derivatives(tmp_path / "joined.h5")
     for name in ("dipole_derivative", "polarizability_derivative", "apt_square", "pgt_square", "temperature"):
         np.testing.assert_allclose(getattr(joined, name), getattr(whole, name), rtol=1e-12, atol=1e-14)
     assert (joined.metadata["start"], joined.metadata["stop"]) == (0, 12)
-    with pytest.raises(LabelError, match="its first frame is 0, expected 12: give all parts in order"):
-        join_derivatives(parts[::-1], tmp_path / "joined.h5")
+    with pytest.raises(SpectrumError, match="its first frame is 0, expected 12: give all parts of a run in order"):
+        join_derivative_files(parts[::-1], tmp_path / "joined.h5")
 
 
 @pytest.mark.slow

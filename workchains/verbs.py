@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mimyria_wf.campaign import load_campaign
+from mimyria_wf.campaign import Campaign, load_campaign
 from mimyria_wf.campaign_check import check_campaign
 from mimyria_wf.cli import Verb
 from mimyria_wf.errors import CampaignError
@@ -73,18 +73,25 @@ def _configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--again", action="store_true", help="start anew even if this campaign is there already")
 
 
-def _run(chosen: argparse.Namespace) -> dict[str, Any]:
+def _checked(chosen: argparse.Namespace) -> tuple[Campaign, dict[str, Any]]:
+    """Return the campaign of a file that may be submitted, and its codes; say what it warns of."""
     from mimyria_wf.workchains import driver
-    from mimyria_wf.workchains.inputs import campaign_inputs
 
     campaign = load_campaign(chosen.file)
     report = check_campaign(campaign)
     report.raise_errors()
     driver.require_profile(chosen.profile)
-    say = _sayer(chosen)
     for problem in report.warnings:
-        say(f"warning: {problem}")
-    codes = driver.campaign_codes(campaign)
+        _sayer(chosen)(f"warning: {problem}")
+    return campaign, driver.campaign_codes(campaign)
+
+
+def _run(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.workchains import driver
+    from mimyria_wf.workchains.inputs import campaign_inputs
+
+    campaign, codes = _checked(chosen)
+    say = _sayer(chosen)
     earlier = [] if chosen.again else driver.earlier_campaigns(campaign.content_key())
     tick = _ticker(chosen)
     with _quiet_aiida(), _caught_interrupt():
@@ -138,14 +145,7 @@ def _submit(chosen: argparse.Namespace) -> dict[str, Any]:
     from mimyria_wf.workchains import driver
     from mimyria_wf.workchains.inputs import campaign_inputs
 
-    campaign = load_campaign(chosen.file)
-    report = check_campaign(campaign)
-    report.raise_errors()
-    driver.require_profile(chosen.profile)
-    say = _sayer(chosen)
-    for problem in report.warnings:
-        say(f"warning: {problem}")
-    codes = driver.campaign_codes(campaign)
+    campaign, codes = _checked(chosen)
     earlier = [] if chosen.again else driver.earlier_campaigns(campaign.content_key())
     there = next((node for node in earlier if node.is_finished_ok or not node.is_terminated), None)
     if there is not None:
