@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Start with `mimyria-wf validate FILE.yaml`; `mimyria-wf VERB --help` explains a verb.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument("--json", action="store_true", help="print the result as one JSON object")
     shared.add_argument("--json-file", type=Path, help="write the result as JSON to this file, too")
     shared.add_argument("--quiet", action="store_true", help="no progress")
