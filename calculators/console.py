@@ -60,18 +60,30 @@ class ConsoleCalculation(CalcJob):
         for number, arguments in enumerate(self.command_lines(folder)):
             call = CodeInfo()
             call.code_uuid = self.inputs.code.uuid
-            call.cmdline_params = [*arguments, "--json-file", f"result-{number}.json"]
+            call.cmdline_params = [*arguments, "--json-file", result_name(number)]
             call.stdout_name = f"stdout-{number}.txt"
             call.stderr_name = f"stderr-{number}.txt"
             info.codes_info.append(call)
         info.codes_run_mode = CodeRunMode.SERIAL
-        own = [("result-*.json", ".", 0), ("std*-*.txt", ".", 0)]
+        # by name, not by pattern: the parser counts on this list, so that a job cut off between two calls is no success
+        own: list[Any] = [result_name(number) for number in range(len(info.codes_info))]
+        own.append(("std*-*.txt", ".", 0))
         info.retrieve_list = [*own, *((name, ".", name.count("/") + 1) for name in self.retrieve)]
         info.remote_symlink_list = [
             (remote.computer.uuid, f"{remote.get_remote_path().rstrip('/')}/{path}".rstrip("/"), name)
             for remote, path, name in self.links()
         ]
         return info
+
+
+def result_name(number: int) -> str:
+    """Return the file with the result of one call."""
+    return f"result-{number}.json"
+
+
+def is_result_name(name: Any) -> bool:
+    """Say whether an entry of a retrieve list is the result of a call."""
+    return isinstance(name, str) and name.startswith("result-")
 
 
 class ConsoleParser(Parser):
@@ -94,15 +106,16 @@ class ConsoleParser(Parser):
         refused = [line.removeprefix("error: ") for line in errors if line.startswith("error: ")]
         if refused:
             return self.exit_codes.ERROR_REFUSED.format(detail=refused[0])
-        n_calls = sum(name.startswith("stdout-") for name in names)
+        expected = [name for name in self.node.base.attributes.get("retrieve_list") if is_result_name(name)]
         results = []
-        for number in range(max(1, n_calls)):
+        for number in range(max(1, len(expected))):
             try:
-                results.append(json.loads(self.retrieved.get_object_content(f"result-{number}.json")))
-            except (FileNotFoundError, OSError):
-                return self.exit_codes.ERROR_NO_RESULT.format(
-                    detail=errors[-1] if errors else "the job left no message"
-                )
+                results.append(json.loads(self.retrieved.get_object_content(result_name(number))))
+            except FileNotFoundError:
+                detail = errors[-1] if errors else "it left no message (time limit, memory, or it was ended)"
+                return self.exit_codes.ERROR_NO_RESULT.format(detail=detail)
+            except ValueError:
+                return self.exit_codes.ERROR_NO_RESULT.format(detail=f"{result_name(number)} is cut off")
         for name in self.node.process_class.retrieve:
             if not self._is_there(name):
                 return self.exit_codes.ERROR_OUTPUT_MISSING.format(name=name)
