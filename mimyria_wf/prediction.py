@@ -18,6 +18,7 @@ from mimyria_wf.errors import ModelError
 from mimyria_wf.frames import Trajectory, TrajectoryReader
 from mimyria_wf.irreps import from_irreps, tensor_shape
 from mimyria_wf.labels import LabelledSnapshot, total_charge, write_labels
+from mimyria_wf.md_summary import energy_drift
 from mimyria_wf.network import ResponseNetwork, graph_of, join, load_model, species_index
 from mimyria_wf.presets import TARGETS
 from mimyria_wf.response import project_apt, project_pgt
@@ -243,7 +244,7 @@ def predict_files(
                     batch_size=batch_size,
                     volume=volume,
                     tensors=destination,
-                    metadata={"trajectory": str(reader.path.name)},
+                    metadata={"trajectory": str(reader.path.name), "energy_drift": energy_drift(reader)},
                     progress=_shifted(progress, before, total),
                 )
             )
@@ -380,7 +381,7 @@ def _snapshots(
     result = []
     for k, frame in enumerate(frames):
         atoms = chunk.atoms(int(frame) - start)
-        atoms.info |= {"snapshot": f"{chunk.name}/{frame}", "charge": round(charge)}
+        atoms.info |= {"snapshot": f"{chunk.name}/{frame}", "charge": round(charge), "time": frame * chunk.timestep}
         result.append(LabelledSnapshot(atoms, **{t: values[k] for t, values in tensors.items()}))
     return result
 

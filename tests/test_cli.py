@@ -1,0 +1,405 @@
+"""The verbs without AiiDA, called as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.io
+import ase.units
+import numpy as np
+import pytest
+from ase.build import molecule
+
+from mimyria_wf.cli import all_verbs, main, plain, readable
+from mimyria_wf.labels import read_labels
+from mimyria_wf.spectra_files import read_table
+from mimyria_wf.trajectory import open_trajectory
+
+VERBS = [verb.name for verb in all_verbs()]
+TINY = {"multiplicities": [4, 2], "n_layers": 1, "radial_hidden": [8], "n_radial": 4, "n_steps": 3, "cutoff": 4.0}
+Cli = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Return a function that runs a verb with --json, which must succeed, and gives its result."""
+
+    def call(*arguments: object) -> dict[str, Any]:
+        status = main([*map(str, arguments), "--json"])
+        captured = capsys.readouterr()
+        assert status == 0, captured.err
+        return dict(json.loads(captured.out))  # nothing but JSON may be there
+
+    return call
+
+
+@pytest.fixture
+def failing(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that runs a verb which must refuse its input with one line, and gives that line."""
+
+    def call(*arguments: object) -> str:
+        status = main([*map(str, arguments)])
+        captured = capsys.readouterr()
+        assert status == 1
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+    return call
+
+
+def waters(n: int, seed: int = 1, spread: float = 0.05) -> list[ase.Atoms]:
+    """Return distorted water molecules of two trajectories."""
+    random = np.random.default_rng(seed)
+    snapshots = []
+    for k in range(n):
+        atoms = molecule("H2O")
+        atoms.positions += random.normal(scale=spread, size=(3, 3))
+        atoms.info |= {"charge": 0, "snapshot": f"nve-{seed:03d}/{100 * k}"}
+        snapshots.append(atoms)
+    return snapshots
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with labelled water molecules, two models and two NVE runs, each made by its verb."""
+    path = tmp_path_factory.mktemp("verbs")
+    ase.io.write(path / "A0.extxyz", waters(4))
+    ase.io.write(path / "B0.extxyz", waters(3, seed=2))
+    ase.io.write(path / "C0.extxyz", waters(3, seed=3))
+    ase.io.write(path / "water.xyz", molecule("H2O"))
+    for name in ("A", "B", "C"):
+        arguments = f"label {path}/{name}0.extxyz --engine tblite --targets apt pgt -o {path}/{name}.extxyz"
+        assert main(arguments.split()) == 0
+    for target, preset in (("apt", "paper"), ("pgt", "default")):
+        arguments = f"train --target {target} --train {path}/A.extxyz --test {path}/B.extxyz --preset {preset}"
+        arguments += f" -o {path}/{target}_model"
+        assert main([*arguments.split(), "--set", json.dumps(TINY)]) == 0
+    calculator = ["--calculator", "tblite.ase.TBLite", "--arguments", '{"method": "GFN2-xTB", "verbosity": 0}']
+    nvt = f"md nvt {path}/water.xyz --timestep-fs 0.5 --length-ps 0.02 --temperature-K 300 --stride 2 --n-starts 2"
+    assert main([*nvt.split(), *calculator, "--seed", "3", "-o", str(path)]) == 0
+    nve = f"md nve {path}/starts.extxyz --timestep-fs 0.5 --length-ps 0.06 --remove-rotation -o {path}"
+    assert main([*nve.split(), *calculator]) == 0
+    return path
+
+
+def predict(folder: Path, out: Path, *more: object) -> list[str]:
+    """Return the arguments that predict along both runs."""
+    models = ["--model", f"{folder}/apt_model", "--model", f"{folder}/pgt_model"]
+    return ["predict", *models, f"{folder}/nve-000.h5", f"{folder}/nve-001.h5", "-o", str(out), *map(str, more)]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: mimyria-wf {verb}" in text
+    assert "--json" in text
+
+
+def test_the_verbs_of_the_design_are_there() -> None:
+    wanted = "validate run submit status resume report export md label train predict spectra compare"
+    assert set(wanted.split()) <= set(VERBS)
+    assert len(VERBS) == len(set(VERBS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("label A.extxyz --engine magic -o out.extxyz", "magic"),
+        ("label A.extxyz --targets dipole -o out.extxyz", "dipole"),
+        ("train --target apt --train A.extxyz -o model", "--test"),
+        ("train --target apt --train A.extxyz --test B.extxyz -o model --set 3", "JSON object"),
+        ("train --target apt --train A.extxyz --test B.extxyz -o model --set {n_steps:3}", "JSON object"),
+        ("label A.extxyz --vectors [1, --field-forces out.h5", "--vectors"),
+        ("spectra a.h5 --temperature cold -o out", "cold"),
+        ("frobnicate", "frobnicate"),
+        ("", "VERB"),
+    ],
+)
+def test_wrong_usage_is_one_line_too(arguments: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments.split())
+    assert ended.value.code == 2  # the status of wrong usage since Unix V7; wrong content ends with 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert "--help" in line
+
+
+# ------------------------------------------------------------------------------------------------------ the fixed forms
+
+
+def test_label_writes_columns_and_units(folder: Path) -> None:
+    header = (folder / "A.extxyz").read_text().splitlines()[1]
+    assert "apt:R:9" in header
+    assert "pgt:R:27" in header
+    (first, *_) = ase.io.read(folder / "A.extxyz", index=":")
+    assert first.arrays["apt"].shape == (3, 9)
+    assert first.arrays["pgt"].shape == (3, 27)
+    assert first.info["apt_unit"] == "e"
+    assert first.info["engine"] == "tblite"
+    assert first.info["snapshot"] == "nve-001/0"
+    apt = read_labels(folder / "A.extxyz")[0].apt
+    assert apt is not None
+    # acoustic sum rule of a neutral molecule; the tolerance is the engine's at its default accuracy
+    np.testing.assert_allclose(apt.sum(axis=0), 0, atol=1e-4)
+    assert apt[0].trace() / 3 == pytest.approx(-0.6, abs=0.25)  # oxygen's charge in water
+
+
+def test_label_needs_no_second_computation_of_known_points(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    common = ("label", folder / "B0.extxyz", "--field-forces", tmp_path / "points.h5")
+    first = cli(*common, "--targets", "apt", "-o", tmp_path / "apt.extxyz")
+    second = cli(*common, "--targets", "apt", "pgt", "-o", tmp_path / "both.extxyz")
+    third = cli(*common, "--targets", "apt", "pgt", "-o", tmp_path / "again.extxyz")
+    assert [run["n_points_computed"] for run in (first, second, third)] == [3 * 6, 3 * 7, 0]
+    assert (tmp_path / "both.extxyz").read_text() == (tmp_path / "again.extxyz").read_text()
+
+
+def test_label_in_given_vectors_adds_only_the_missing_points(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    out = tmp_path / "points.h5"
+    few, more = [[0, 0, 0], [1e-3, 0, 0]], [[1e-3, 0, 0], [-1e-3, 0, 0], [0, 0, 0]]
+    common = ("label", folder / "B0.extxyz", "--field-forces", out)
+    assert cli(*common, "--vectors", json.dumps(few))["n_points_computed"] == 6
+    assert cli(*common, "--vectors", json.dumps(more))["n_points_computed"] == 3
+
+
+def test_label_follows_a_trajectory_in_parts_that_join(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    common = ("label", folder / "nve-000.h5", "--volume", "30")
+    cli(*common, "--derivatives", tmp_path / "whole.h5", "--stop", "12")
+    cli(*common, "--derivatives", tmp_path / "a.h5", "--stop", "6")
+    cli(*common, "--derivatives", tmp_path / "b.h5", "--start", "6", "--stop", "12")
+    cli("join", tmp_path / "a.h5", tmp_path / "b.h5", "-o", tmp_path / "joined.h5")
+    from mimyria_wf.derivatives import read_derivatives
+
+    whole, joined = read_derivatives(tmp_path / "whole.h5"), read_derivatives(tmp_path / "joined.h5")
+    # two processes start the engine from different wavefunctions: equal to its accuracy, not to the last bit
+    scale = np.abs(whole.dipole_derivative).max()
+    np.testing.assert_allclose(joined.dipole_derivative, whole.dipole_derivative, atol=1e-3 * scale)
+    assert joined.n_frames == whole.n_frames == 12
+
+
+def test_train_leaves_model_metrics_and_history(folder: Path) -> None:
+    names = {path.name for path in (folder / "apt_model").iterdir()}
+    assert {"model.pt", "metrics.json", "history.csv"} <= names
+    metrics = json.loads((folder / "apt_model" / "metrics.json").read_text())
+    assert metrics["preset"] == "paper"
+    assert set(metrics["test"]["by_species"]) == {"O", "H"}
+    assert len(metrics["test"]["by_species"]["O"]["by_component"]) == 9
+
+
+def test_train_takes_several_files_the_first_few_and_a_warm_start(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    files = ("--train", folder / "A.extxyz", folder / "C.extxyz", "--test", folder / "B.extxyz")
+    common = ("train", "--target", "apt", *files, "--preset", "paper", "--set", json.dumps(TINY), "--seed", 5)
+    result = cli(*common, "--first", 6, "--initial-model", folder / "apt_model", "-o", tmp_path / "model")
+    assert result["n_train"] == 6
+
+
+def test_train_with_one_seed_gives_one_model(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    common = ["train", "--target", "apt", "--train", folder / "A.extxyz", "--test", folder / "B.extxyz"]
+    common += ["--set", json.dumps(TINY)]
+    one, same, other = (
+        cli(*common, "--seed", seed, "-o", tmp_path / name)["test"]["rmse"]
+        for seed, name in ((1, "one"), (1, "same"), (2, "other"))
+    )
+    assert one == same
+    assert one != other
+
+
+@pytest.mark.slow
+def test_predict_spectra_compare(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    """The whole chain by the fixed commands; `predict` takes what `train -o` made."""
+    result = cli(*predict(folder, tmp_path / "OUT"), "--tensors", tmp_path / "tensors.extxyz", "--volume", 30)
+    assert result["targets"] == ["apt", "pgt"]
+    files = sorted((tmp_path / "OUT").glob("*.h5"))
+    assert [path.stem for path in files] == ["nve-000", "nve-001"]
+
+    summary = cli("spectra", *files, "--temperature", 300, "--window-fs", 15, "-o", tmp_path / "DIR")
+    assert summary["n_trajectories"] == 2
+    assert summary["f_sum"]["numerical"] == pytest.approx(1, abs=1e-3)
+    names = {path.name for path in (tmp_path / "DIR").iterdir()}
+    assert {"ir.csv", "raman.csv", "lineshapes.csv", "summary.json", "ir.png", "raman.png"} <= names
+    assert list(read_table(tmp_path / "DIR" / "ir.csv")) == ["wavenumber", "n_alpha", "error"]
+    raman = list(read_table(tmp_path / "DIR" / "raman.csv"))
+    assert raman[:6] == ["wavenumber", "iso", "aniso", "vv", "vh", "depolarization"]
+    assert len(read_table(tmp_path / "DIR" / "lineshapes.csv")) == 1 + 21
+
+    same = cli("compare", tmp_path / "DIR", tmp_path / "DIR", "--plot", tmp_path / "same.png")
+    assert same["spectra"]["ir"]["distance"] == 0
+    assert (tmp_path / "same.png").exists()
+
+    # the same spectra from the tensors as columns of an extxyz file, beside the velocities
+    tensors = sorted(tmp_path.glob("tensors*.extxyz"))
+    assert len(tensors) == 2
+    columns = tmp_path / "columns"
+    columns.mkdir()
+    for path in tensors:
+        frames = list(ase.io.iread(path, index=":"))
+        assert {"momenta", "apt", "pgt"} <= set(frames[0].arrays)
+        for frame in frames:
+            frame.arrays["vel"] = frame.get_velocities() * ase.units.fs  # A/fs
+            del frame.arrays["momenta"]
+        ase.io.write(columns / path.name, frames)
+    files = sorted(columns.iterdir())
+    cli("spectra", *files, "--temperature", 300, "--window-fs", 15, "--volume", 30, "-o", tmp_path / "COLUMNS")
+    distances = cli("compare", tmp_path / "DIR", tmp_path / "COLUMNS")["spectra"]
+    assert set(distances) >= {"ir"}
+    assert max(entry["distance"] for entry in distances.values() if entry["distance"] is not None) < 1e-3
+
+
+def test_compare_labels(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    other = tmp_path / "other.extxyz"
+    cli("label", folder / "A0.extxyz", "--method", "GFN1-xTB", "--targets", "apt", "-o", other)
+    result = cli("compare", other, folder / "A.extxyz")
+    assert result["n_snapshots"] == 4
+    assert 0 < result["apt"]["rmse"] < 0.2
+    assert result["apt"]["r2"] < 1
+    assert "pgt" not in result
+    assert cli("compare", folder / "A.extxyz", folder / "A.extxyz")["pgt"]["rmse"] == 0
+
+
+def test_select_draws_from_trajectories(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    files = (folder / "nve-000.h5", folder / "nve-001.h5")
+    result = cli("select", *files, "--n-training", 5, "--n-test", 2, "--seed", 1, "-o", tmp_path)
+    snapshots = ase.io.read(tmp_path / "training.extxyz", index=":")
+    assert [atoms.info["snapshot"] for atoms in snapshots] == result["training"]
+    name, frame = result["training"][0].split("/")
+    expected = open_trajectory(folder / f"{name}.h5").atoms(int(frame)).positions
+    np.testing.assert_allclose(snapshots[0].positions, expected, atol=1e-7)  # extxyz writes 8 decimals
+
+
+def test_convert_and_md_agree_on_the_frames(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    frames = [open_trajectory(folder / "nve-000.h5").atoms(k) for k in range(5)]
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    cli("convert", tmp_path / "a.extxyz", "--timestep-fs", 0.5, "-o", tmp_path / "a.h5")
+    assert open_trajectory(tmp_path / "a.h5").n_frames == 5
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+def test_json_is_pure_and_also_goes_to_a_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compare", f"{folder}/A.extxyz", f"{folder}/A.extxyz", "--json", "--json-file", f"{tmp_path}/r.json"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert json.loads(printed.out) == json.loads((tmp_path / "r.json").read_text())
+    assert "NaN" not in printed.out
+
+
+def bad_files(path: Path) -> None:
+    """Write files with what goes wrong in practice."""
+    (path / "empty.extxyz").write_text("")
+    (path / "text.extxyz").write_text("this is no structure\n")
+    (path / "notes.pt").write_text("no model")
+    (path / "garbage.h5").write_bytes(b"\0" * 100)
+    (path / "no_folder").write_text("a file where a folder is wanted")
+    atoms = molecule("H2O")
+    ase.io.write(path / "unlabelled.extxyz", atoms, format="extxyz")
+    atoms.positions[0, 0] = np.nan
+    ase.io.write(path / "nan.extxyz", atoms, format="extxyz")
+    radical = molecule("OH")
+    radical.info["charge"] = 0
+    ase.io.write(path / "radical.extxyz", radical, format="extxyz")
+    crystal = molecule("H2O", cell=[5, 5, 5], pbc=True)
+    ase.io.write(path / "periodic.extxyz", crystal, format="extxyz")
+    ase.io.write(path / "argon.extxyz", ase.Atoms("Ar", velocities=[[0, 0, 0]]), format="extxyz")
+
+
+BAD_INPUT = {
+    "no such snapshots": ("label {t}/none.extxyz -o {t}/out.extxyz", "none.extxyz does not exist"),
+    "empty snapshots": ("label {t}/empty.extxyz -o {t}/out.extxyz", "empty.extxyz is empty"),
+    "no structure": ("label {t}/text.extxyz -o {t}/out.extxyz", "text.extxyz"),
+    "positions not finite": ("label {t}/nan.extxyz -o {t}/out.extxyz", "finite"),
+    "odd electrons": ("label {t}/radical.extxyz -o {t}/out.extxyz", "multiplicity"),
+    "periodic": ("label {t}/periodic.extxyz -o {t}/out.extxyz", "periodic"),
+    "unknown method": ("label {f}/A0.extxyz --method GFN9-xTB -o {t}/out.extxyz", "GFN9-xTB"),
+    "negative step": ("label {f}/A0.extxyz --step -1 -o {t}/out.extxyz", "step"),
+    "charge against the file": ("label {f}/A0.extxyz --charge 2 -o {t}/out.extxyz", "charge"),
+    "nowhere to write": ("label {f}/A0.extxyz", "-o OUT.extxyz"),
+    "vectors without store": ("label {f}/A0.extxyz --vectors [[0,0,0]]", "--field-forces"),
+    "vectors of two numbers": ("label {f}/A0.extxyz --vectors [[0,0]] --field-forces {t}/out.h5", "[x, y, z]"),
+    "vectors that are words": ('label {f}/A0.extxyz --vectors ["a"] --field-forces {t}/out.h5', "[x, y, z]"),
+    "ragged vectors": ("label {f}/A0.extxyz --vectors [[0,0,0],[1]] --field-forces {t}/out.h5", "[x, y, z]"),
+    "frames beyond the end": ("label {f}/nve-000.h5 --derivatives {t}/out.h5 --stop 5000", "5000"),
+    "train without labels": ("train --target apt --train {t}/unlabelled.extxyz --test {f}/B.extxyz -o {t}/m", "label"),
+    "no training file": ("train --target apt --train {t}/none.extxyz --test {f}/B.extxyz -o {t}/m", "none.extxyz"),
+    "unknown preset": ("train --target apt --train {f}/A.extxyz --test {f}/B.extxyz --preset x -o {t}/m", "paper"),
+    "unknown override": (
+        'train --target apt --train {f}/A.extxyz --test {f}/B.extxyz --set {{"steps":3}} -o {t}/m',
+        "steps",
+    ),
+    "more labels than there are": (
+        "train --target apt --train {f}/A.extxyz --test {f}/B.extxyz --first 50 -o {t}/m",
+        "4 labelled snapshots",
+    ),
+    "no such model": ("predict --model {t}/none.pt {f}/nve-000.h5 -o {t}/out", "none.pt"),
+    "not a model": ("predict --model {t}/notes.pt {f}/nve-000.h5 -o {t}/out", "notes.pt"),
+    "a folder without a model": ("predict --model {f} {f}/nve-000.h5 -o {t}/out", "model"),
+    "two models of one target": (
+        "predict --model {f}/apt_model --model {f}/apt_model {f}/nve-000.h5 -o {t}/out",
+        "two models",
+    ),
+    "species the model never saw": ("predict --model {f}/apt_model {t}/argon.extxyz --timestep-fs 1 -o {t}/out", "Ar"),
+    "no velocities": ("predict --model {f}/apt_model {f}/A.extxyz --timestep-fs 1 -o {t}/out", "velocities"),
+    "broken trajectory": ("predict --model {f}/apt_model {t}/garbage.h5 -o {t}/out", "garbage.h5"),
+    "spectra of nothing": ("spectra {t}/none.h5 -o {t}/out", "none.h5"),
+    "spectra of garbage": ("spectra {t}/garbage.h5 -o {t}/out", "garbage.h5"),
+    "spectra of labels without velocities": ("spectra {f}/A.extxyz -o {t}/out", "A.extxyz"),
+    "compare nothing": ("compare {t}/none {t}/none", "none"),
+    "compare labels of other snapshots": ("compare {f}/A.extxyz {f}/B.extxyz", "no configuration"),
+    "compare unlabelled": ("compare {t}/unlabelled.extxyz {f}/A.extxyz", "unlabelled.extxyz"),
+    "too many snapshots": ("select {f}/nve-000.h5 --n-training 5000 --n-test 2 --seed 1 -o {t}/out", "5000"),
+    "exclude an unknown run": (
+        "select {f}/nve-000.h5 --n-training 1 --n-test 1 --seed 1 --exclude nve-007 -o {t}/out",
+        "nve-007",
+    ),
+    "unknown calculator": (
+        "md nvt {f}/water.xyz --calculator ase.magic.Wand --timestep-fs 1 --length-ps 0.1 --temperature-K 9 -o {t}/out",
+        "ase.magic",
+    ),
+    "nvt without temperature": (
+        "md nvt {f}/water.xyz --calculator tblite.ase.TBLite --timestep-fs 1 --length-ps 0.1 -o {t}/out",
+        "--temperature-K",
+    ),
+    "starts without velocities": (
+        "md nve {f}/A0.extxyz --calculator tblite.ase.TBLite --timestep-fs 1 --length-ps 0.1 -o {t}/out",
+        "velocities",
+    ),
+    "a file where a folder is wanted": (
+        "select {f}/nve-000.h5 --n-training 1 --n-test 1 --seed 1 -o {t}/no_folder",
+        "no_folder",
+    ),
+    "join nothing": ("join {t}/none.h5 -o {t}/out.h5", "none.h5"),
+    "convert nothing": ("convert {t}/none.xyz -o {t}/out.h5", "none.xyz"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    case: str, folder: Path, tmp_path: Path, failing: Callable[..., str]
+) -> None:
+    command, words = BAD_INPUT[case]
+    bad_files(tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
+    there = {path.name for path in folder.iterdir()}
+    message = failing(*(part.format(t=tmp_path, f=folder) for part in command.split()))
+    assert words in message
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert {path.name for path in folder.iterdir()} == there
+
+
+def test_results_print_as_json_and_as_text() -> None:
+    value = plain({"a": float("nan"), "b": np.array([1.0, np.inf]), "c": Path("x") / "y", "d": {"e": (1, 2)}})
+    assert value == {"a": None, "b": [1.0, None], "c": "x/y", "d": {"e": [1, 2]}}
+    text = readable({"r2": 0.98765432, "test": {"rmse": 0.5}, "runs": [{"name": "a", "n": 1}, {"name": "b", "n": 2}]})
+    assert text.splitlines()[0] == "r2: 0.987654"
+    assert "  rmse: 0.5" in text
+    assert "  - name: a" in text
