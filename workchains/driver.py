@@ -219,7 +219,7 @@ def go_on(node: orm.WorkChainNode, tick: Callable[[orm.WorkChainNode], None]) ->
 def _own_runner() -> Any:
     """Return a runner that is this process's alone: it needs no broker, and saves states in the database."""
     manager = get_manager()
-    manager.set_runner(manager.create_runner(communicator=None, poll_interval=0.2))
+    manager.set_runner(manager.create_runner(communicator=None, poll_interval=0.5))
     return manager.get_runner()
 
 
@@ -270,10 +270,12 @@ def reuse(inputs: dict[str, Any], failed: orm.WorkChainNode) -> dict[str, Any]:
     sampling = next(
         (child for child in failed.called if child.process_label == "SamplingWorkChain" and child.is_finished_ok), None
     )
-    if sampling is None or "sampling" not in inputs:
+    # a campaign that was itself a repetition has them among its inputs
+    source = sampling.outputs if sampling is not None else failed.inputs
+    if "sampling" not in inputs or "manifest" not in source:
         return inputs
     kept = {key: value for key, value in inputs.items() if key != "sampling"}
-    return {**kept, "trajectories": dict(sampling.outputs.trajectories), "manifest": sampling.outputs.manifest}
+    return {**kept, "trajectories": dict(source.trajectories), "manifest": source.manifest}
 
 
 @contextlib.contextmanager
