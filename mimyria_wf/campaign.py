@@ -438,7 +438,7 @@ class Labels(Section):
         None, description="`engine: tblite`: the method (default GFN2-xTB)."
     )
     accuracy: Positive | None = Field(
-        None, description="`engine: tblite`: accuracy setting of the SCC, smaller is tighter (default 0.01)."
+        None, description="`engine: tblite`: accuracy setting of the SCC, smaller is tighter (default 0.001)."
     )
     template: Text | None = Field(
         None,
@@ -495,7 +495,7 @@ class Labels(Section):
     @property
     def tblite_accuracy(self) -> float:
         """Accuracy setting of tblite."""
-        return self.accuracy or 0.01
+        return self.accuracy or 0.001
 
     @property
     def n_snapshots_per_job(self) -> int:

@@ -50,7 +50,9 @@ POTENTIAL_DROP = 1.0
 IN_CAMPAIGN = {
     "CP2K template: ": "",
     "CP2K input: ": "",
-    "give timestep= [fs] (stored frames)": "write {path: ..., timestep_fs: ...}, the time between stored frames",
+    "give the time step of stored frames (--timestep-fs)": (
+        "write {path: ..., timestep_fs: ...}, the time between stored frames"
+    ),
     "timestep=": "timestep_fs: ",
     "read with drop_truncated": "write {path: ..., drop_truncated: true}",
     "give cell= [A]": "give system.cell_A",

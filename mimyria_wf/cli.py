@@ -11,10 +11,12 @@ Every verb prints a result a human reads, or with ``--json`` one JSON object; wh
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -58,13 +60,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         partial = chosen.json_file.with_name(chosen.json_file.name + ".part")
         partial.write_text(text + "\n")
         partial.replace(chosen.json_file)
+    with _closed_pipe_is_no_error():
+        show(chosen, result, text)
+    return 0
+
+
+def show(chosen: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+    """Print a result for a human, or with ``--json`` for a machine."""
     if chosen.json:
         print(text)
     elif "text" in result:
         print(result["text"])
     else:
         print(readable(plain(result)))
-    return 0
+
+
+@contextlib.contextmanager
+def _closed_pipe_is_no_error() -> Iterator[None]:
+    """End quietly where the reader of our output has gone (``mimyria-wf ... | head``)."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -377,7 +395,7 @@ def _train(chosen: argparse.Namespace) -> dict[str, Any]:
     from mimyria_wf.labelling import gather_labels
     from mimyria_wf.training import train_files
 
-    return train_files(
+    result = train_files(
         chosen.target,
         gather_labels(chosen.train, chosen.output / "training.extxyz", chosen.first),
         chosen.test,
@@ -389,6 +407,15 @@ def _train(chosen: argparse.Namespace) -> dict[str, Any]:
         threads=chosen.threads,
         progress=progress_for(chosen),
     )
+    species = {symbol: {k: v for k, v in e.items() if k != "by_component"} for symbol, e in _by_species(result).items()}
+    shown = {key: result[key] for key in ("target", "n_train", "n_test", "n_steps", "n_parameters") if key in result}
+    total = {key: value for key, value in result["test"].items() if key != "by_species"}
+    return {**result, "text": readable(plain({**shown, "test": {**total, **species}, "model": str(chosen.output)}))}
+
+
+def _by_species(result: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = result["test"]["by_species"]
+    return found
 
 
 def _configure_predict(parser: argparse.ArgumentParser) -> None:
@@ -431,7 +458,7 @@ def _configure_spectra(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, help="[K]; by default each run's own kinetic temperature")
     parser.add_argument("--volume", type=float, help="nominal volume of a cluster [A^3]")
     parser.add_argument("--timestep-fs", type=float, help="extxyz: between frames, if the file does not say it")
-    parser.add_argument("--window", choices=("hann",), default="hann")
+    parser.add_argument("--window", choices=("hann", "boxcar"), default="hann")
     parser.add_argument("--window-fs", type=float, default=500.0, help="length of the window on the correlation")
     parser.add_argument("--estimator", choices=("unbiased", "biased"), default="unbiased")
     parser.add_argument("--upper-wavenumber-per-cm", type=float, default=4500.0)

@@ -45,6 +45,7 @@ from mimyria_wf.labels import (
     total_charge,
     write_labels,
 )
+from mimyria_wf.md_summary import energy_drift
 from mimyria_wf.response import Array, ResponseTensors, project_apt, project_pgt
 
 __all__ = [
@@ -362,6 +363,7 @@ def label_trajectory(
         "stop": stop,
         "sum_rules_projected": project_sum_rules,
         "charge": charge,
+        "energy_drift": energy_drift(reader),
     }
     path = Path(out_derivatives)
     path.parent.mkdir(parents=True, exist_ok=True)

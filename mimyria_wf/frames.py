@@ -312,7 +312,9 @@ def timestep_from_times(times: Array, given: float | None, source: str, toleranc
         raise TrajectoryError(f"{source}: the timestep must be positive [fs], got {given}")
     if len(times) < 2:
         if given is None:
-            raise TrajectoryError(f"{source}: the time between frames is unknown; give timestep= [fs] (stored frames)")
+            raise TrajectoryError(
+                f"{source}: the time between frames is unknown; give the time step of stored frames (--timestep-fs)"
+            )
         return float(given)
     timestep = float(times[-1] - times[0]) / (len(times) - 1)
     off = np.abs(times - times[0] - timestep * np.arange(len(times)))

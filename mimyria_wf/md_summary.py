@@ -91,6 +91,11 @@ def summarise(reader: TrajectoryReader, was_skipped: bool = False) -> MdSummary:
     )
 
 
+def energy_drift(reader: TrajectoryReader) -> float | None:
+    """Return the slope of the total energy [meV/(ps atom)], see :class:`MdSummary`; None where it is unknown."""
+    return summarise(reader).energy_drift if reader.has_velocities else None
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

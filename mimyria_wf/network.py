@@ -335,8 +335,10 @@ def load_model(path: str | os.PathLike[str], target: str | None = None) -> Respo
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises many kinds for a file that is no model
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{path} is not a model file of mimyria_wf ({reason[:120]})") from None
+        raise ModelError(
+            f"{path} is not a model file of mimyria_wf ({type(error).__name__} on reading it): "
+            "give a model.pt that `mimyria-wf train` wrote"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ModelError(f"{path} is not a model file of this version of mimyria_wf (expected '{FORMAT}')")
     if target is not None and content["target"] != target:

@@ -60,7 +60,7 @@ class TbliteEngine:
     def __init__(
         self,
         method: str = "GFN2-xTB",
-        accuracy: float = 0.01,
+        accuracy: float = 0.001,
         max_iterations: int = 250,
         start: Start = "auto",
         threads: int = 1,
@@ -68,7 +68,7 @@ class TbliteEngine:
         if method not in METHODS:
             raise EngineError(f"tblite's method must be one of {', '.join(METHODS)}, got {method!r}")
         if not np.isfinite(accuracy) or accuracy <= 0:
-            raise EngineError(f"tblite's accuracy must be positive (0.01 for labels), got {accuracy}")
+            raise EngineError(f"tblite's accuracy must be positive (0.001 for labels), got {accuracy}")
         if max_iterations < 1 or threads < 1:
             raise EngineError(f"max_iterations and threads must be 1 or more, got {max_iterations} and {threads}")
         if start not in ("auto", "cold"):

@@ -116,7 +116,7 @@ def test_one_bohr_per_atomic_unit_of_time_is_22_angstrom_per_fs(tmp_path):
 def test_ase_formats_need_the_timestep_and_keep_velocities(tmp_path):
     written = make_trajectory(5)
     ase.io.write(tmp_path / "a.traj", [written.atoms(i) for i in range(5)])
-    with pytest.raises(TrajectoryError, match="the time between frames is unknown; give timestep="):
+    with pytest.raises(TrajectoryError, match="the time between frames is unknown; give the time step"):
         open_trajectory(tmp_path / "a.traj")
     reader = open_trajectory(tmp_path / "a.traj", timestep=0.5)
     np.testing.assert_allclose(reader.read().velocities, written.velocities, rtol=1e-14)

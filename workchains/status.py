@@ -44,7 +44,7 @@ def campaign_status(node: orm.WorkChainNode) -> dict[str, Any]:
         "pk": node.pk,
         "uuid": node.uuid,
         "name": node.label,
-        "state": str(node.process_state.value) if node.process_state else "created",
+        "state": _state(node),
         "exit_status": node.exit_status,
         "exit_message": node.exit_message,
         "step": _step(node, active),
@@ -72,6 +72,12 @@ def status_line(status: dict[str, Any]) -> str:
             parts.append(f"spectral distance {last['spectral_distance']:.4f}")
     parts.append(f"{status['jobs']['finished']} jobs done, {status['jobs']['active']} active")
     return " | ".join(parts)
+
+
+def _state(node: orm.WorkChainNode) -> str:
+    if node.process_state is None:
+        return "created"
+    return "failed" if node.is_failed else str(node.process_state.value)
 
 
 def _step(node: orm.WorkChainNode, active: list[orm.CalcJobNode]) -> str:

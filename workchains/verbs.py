@@ -268,7 +268,10 @@ def _ticker(chosen: argparse.Namespace) -> Callable[[Any], None]:
         query.order_by({"l": {"id": "asc"}})
         for number, message in query.iterall():
             last["log"] = max(last["log"], number)
-            say(f"{now}  {message.split(']: ', 1)[-1]}")
+            # an exception is logged with its traceback: the last line says what, the database keeps the rest
+            lines = message.split("]: ", 1)[-1].strip().splitlines() or [""]
+            text = lines[0] if len(lines) == 1 else f"{lines[-1]} (`verdi process report {node.pk}` shows where)"
+            say(f"{now}  {text}")
         line = status_line(campaign_status(node))
         if line != last["line"]:
             last["line"] = line
