@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aiida import orm
+from aiida.common.links import LinkType
 
 from mimyria_wf.errors import CampaignError
 
@@ -34,9 +35,24 @@ def load_campaign_node(identifier: str) -> orm.WorkChainNode:
     return node
 
 
+def process_tree(node: orm.WorkChainNode) -> list[orm.ProcessNode]:
+    """Return a process and all that it called, with one query a level of the tree."""
+    tree: list[orm.ProcessNode] = [node]
+    level = [node.pk]
+    while level:
+        query = orm.QueryBuilder()
+        query.append(orm.ProcessNode, filters={"id": {"in": level}}, tag="caller")
+        edges = {"type": {"in": [LinkType.CALL_CALC.value, LinkType.CALL_WORK.value]}}
+        query.append(orm.ProcessNode, with_incoming="caller", edge_filters=edges)
+        called = query.all(flat=True)
+        tree += called
+        level = [member.pk for member in called]
+    return tree
+
+
 def campaign_status(node: orm.WorkChainNode) -> dict[str, Any]:
     """Return where a campaign stands, JSON-able."""
-    tree = [node, *node.called_descendants]
+    tree = process_tree(node)
     jobs = [member for member in tree if isinstance(member, orm.CalcJobNode)]
     active = [job for job in jobs if not job.is_terminated]
     refinement = next((member for member in tree if member.process_label == "RefinementWorkChain"), None)

@@ -252,16 +252,17 @@ def _sayer(chosen: argparse.Namespace) -> Callable[[str], None]:
 
 def _ticker(chosen: argparse.Namespace) -> Callable[[Any], None]:
     """Return what is called every few seconds: prints what has changed since the last call."""
-    from mimyria_wf.workchains.status import campaign_status, status_line
+    from mimyria_wf.workchains.status import campaign_status, process_tree, status_line
 
     say = _sayer(chosen)
-    last = {"line": "", "log": 0}
+    last: dict[str, Any] = {"line": "", "log": 0, "states": None}
 
     def tick(node: Any) -> None:
         from aiida import orm
 
         now = datetime.datetime.now().strftime("%H:%M:%S")
-        pks = [node.pk, *(child.pk for child in node.called_descendants)]
+        tree = process_tree(node)
+        pks = [member.pk for member in tree]
         query = orm.QueryBuilder().append(
             orm.Log, filters={"dbnode_id": {"in": pks}, "id": {">": last["log"]}}, project=["id", "message"], tag="l"
         )
@@ -272,6 +273,10 @@ def _ticker(chosen: argparse.Namespace) -> Callable[[Any], None]:
             lines = message.split("]: ", 1)[-1].strip().splitlines() or [""]
             text = lines[0] if len(lines) == 1 else f"{lines[-1]} (`verdi process report {node.pk}` shows where)"
             say(f"{now}  {text}")
+        states = sorted((member.pk, str(member.process_state)) for member in tree)
+        if states == last["states"]:
+            return
+        last["states"] = states
         line = status_line(campaign_status(node))
         if line != last["line"]:
             last["line"] = line
