@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from mimyria_wf.calculators.console import ConsoleCalculation, ConsoleParser
 from mimyria_wf.calculators.data import copy_file, field_forces_node
 from mimyria_wf.calculators.md import flags
 from mimyria_wf.calculators.trajectories import define_trajectories, trajectory_links, trajectory_names
+from mimyria_wf.errors import MimyriaError
 
 
 def define_field_set(spec: CalcJobProcessSpec) -> None:
@@ -54,7 +56,15 @@ class TbliteFieldSetCalculation(ConsoleCalculation):
 
 
 class TbliteFieldSetParser(ConsoleParser):
-    """Attach the forces."""
+    """Attach the forces; those of sound snapshots also when others failed, so that no point is computed again."""
+
+    def parse(self, **kwargs: Any) -> ExitCode | None:
+        """Read the result, and after a failure what was finished before or beside it."""
+        failure = super().parse(**kwargs)
+        if failure is not None and self._is_there("field_forces.h5"):
+            with contextlib.suppress(MimyriaError):  # a file that was cut off: the failure says enough
+                self.attach([])
+        return failure
 
     def attach(self, results: list[dict[str, Any]]) -> ExitCode | None:
         """Read the HDF5 file of the job into an array node."""
@@ -66,6 +76,8 @@ class TbliteFieldSetParser(ConsoleParser):
             path = Path(directory) / "field_forces.h5"
             path.write_bytes(self.retrieved.get_object_content("field_forces.h5", mode="rb"))
             sets = read_field_forces(path)
+        if not sets:
+            return None
         vectors, forces, index, keys = [], [], [], []
         for number, stored in enumerate(sets):
             keys.append(configuration_key(stored.atoms))

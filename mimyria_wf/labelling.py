@@ -30,6 +30,8 @@ def field_forces_file(
 ) -> dict[str, Any]:
     """Compute the forces of every snapshot in every field; what the file holds already is kept.
 
+    A snapshot that the engine fails for costs only itself: the others are computed and kept before the error is raised.
+
     Args:
         path: snapshots, anything ASE reads.
         engine: gives the forces.
@@ -50,6 +52,7 @@ def field_forces_file(
     snapshots = read_snapshots(path)
     store = FieldForcesStore(out)
     n_computed = 0
+    failures: list[str] = []
     for index, atoms in enumerate(snapshots):
         for key, value in (("charge", charge), ("multiplicity", multiplicity)):
             if value is not None and int(atoms.info.setdefault(key, value)) != value:
@@ -58,13 +61,20 @@ def field_forces_file(
         rows = matching_rows(known.field_vectors, wanted, step) if known is not None else [None] * len(wanted)
         missing = wanted[[row is None for row in rows]]
         if len(missing):
-            forces = np.asarray(engine.forces(atoms, missing), dtype=float)
+            try:
+                forces = np.asarray(engine.forces(atoms, missing), dtype=float)
+            except EngineError as error:
+                failures.append(f"snapshot {index}: {error}")
+                continue
             if not np.isfinite(forces).all():
-                raise EngineError(f"{engine.name} gave forces that are not finite for snapshot {index} of {path}")
+                failures.append(f"snapshot {index}: {engine.name} gave forces that are not finite")
+                continue
             store.add(atoms, FieldForces(missing, forces), engine)
             n_computed += len(missing)
         if progress is not None:
             progress(index + 1, len(snapshots), "field sets")
+    if failures:
+        raise EngineError(f"{len(failures)} of {len(snapshots)} snapshots of {path} failed; the first, {failures[0]}")
     return {
         "field_forces": str(out),
         "n_snapshots": len(snapshots),

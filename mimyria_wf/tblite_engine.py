@@ -180,8 +180,8 @@ class TbliteEngine:
             return None
         results = []
         for point in points:
-            point.calculator.update(positions=positions)
             try:
+                point.calculator.update(positions=positions)
                 results.append(point.calculator.singlepoint(Result(point.result)))
             except TBLiteRuntimeError:  # an old density can lead the mixer astray; the atoms' own need not
                 return None
@@ -190,8 +190,8 @@ class TbliteEngine:
     def _cold(self, point: _Point, positions: Array, atoms: ase.Atoms) -> Any:
         from tblite.exceptions import TBLiteRuntimeError
 
-        point.calculator.update(positions=positions)
         try:
+            point.calculator.update(positions=positions)  # refuses atoms upon each other
             return point.calculator.singlepoint()
         except TBLiteRuntimeError as error:
             self._forget()

@@ -527,6 +527,16 @@ def test_tblite_forces_become_a_node(parse: Parse, tmp_path: Path) -> None:
     order = [int(np.flatnonzero((found_vectors == vector).all(axis=1))[0]) for vector in vectors]
     np.testing.assert_array_equal(found[order], forces[0])
     assert results["field_forces"].base.attributes.get("level_of_theory_key") == level_of_theory_key(LEVEL)
+    # another snapshot of the job failed: what is there is kept all the same
+    stderr = "error: 1 of 2 snapshots of snapshots.extxyz failed; the first, snapshot 1: SCF did not converge\n"
+    files = {"stdout-0.txt": "", "stderr-0.txt": stderr, "field_forces.h5": content}
+    results, failure = parse("mimyria_wf.tblite.fields", files, inputs)
+    assert failure is not None
+    assert failure.status == 320
+    assert len(points_of([results["field_forces"]], key)[0]) == 3
+    results, failure = parse("mimyria_wf.tblite.fields", {**files, "field_forces.h5": content[:100]}, inputs)
+    assert failure is not None
+    assert not results
 
 
 # ---------------------------------------------------------------------------------------------------- CP2K's field sets

@@ -171,6 +171,18 @@ def test_label_in_given_vectors_adds_only_the_missing_points(folder: Path, tmp_p
     assert cli(*common, "--vectors", json.dumps(more))["n_points_computed"] == 3
 
 
+def test_a_snapshot_that_fails_costs_only_itself(folder: Path, tmp_path: Path, cli: Cli, failing: Any) -> None:
+    snapshots = waters(3)
+    snapshots[1].positions[2] = snapshots[1].positions[1]
+    ase.io.write(tmp_path / "mixed.extxyz", snapshots)
+    ase.io.write(tmp_path / "sound.extxyz", [snapshots[0], snapshots[2]])
+    vectors = ("--vectors", "[[0, 0, 0], [0.001, 0, 0]]", "--field-forces", tmp_path / "points.h5")
+    message = failing("label", tmp_path / "mixed.extxyz", *vectors)
+    assert "1 of 3 snapshots" in message
+    assert "snapshot 1: " in message
+    assert cli("label", tmp_path / "sound.extxyz", *vectors)["n_points_computed"] == 0
+
+
 def test_label_follows_a_trajectory_in_parts_that_join(folder: Path, tmp_path: Path, cli: Cli) -> None:
     common = ("label", folder / "nve-000.h5", "--volume", "30")
     cli(*common, "--derivatives", tmp_path / "whole.h5", "--stop", "12")
