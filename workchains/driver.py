@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -224,17 +225,36 @@ def _own_runner() -> Any:
 
 
 def _run(runner: Any, processes: dict[int, Any], node: orm.WorkChainNode, tick: Callable[..., None]) -> None:
+    """Run processes until that of `node` ends.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C, but between two steps: all that a step does to the database is then complete.
+    """
     loop = runner.loop
     tasks = {pk: loop.create_task(process.step_until_terminated()) for pk, process in processes.items()}
+    interrupted = loop.create_future()
 
     async def watch() -> None:
         while not tasks[node.pk].done():
             tick(node)
             await asyncio.sleep(3.0)
 
+    def stop() -> None:
+        if not interrupted.done():
+            interrupted.set_result(None)
+
     watcher = loop.create_task(watch())
-    loop.run_until_complete(tasks[node.pk])
-    loop.run_until_complete(watcher)
+    with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):  # not the main thread, or no signals
+        loop.add_signal_handler(signal.SIGINT, stop)
+    try:
+        first = asyncio.wait({tasks[node.pk], interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        loop.run_until_complete(first)
+        if not tasks[node.pk].done():
+            raise KeyboardInterrupt
+        tasks[node.pk].result()
+        loop.run_until_complete(watcher)
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
     tick(node)
 
 
