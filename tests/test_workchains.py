@@ -456,18 +456,18 @@ def test_failed_campaign_is_repeated_with_what_it_finished(home: Home) -> None:
 
 
 def test_failing_labels_end_the_campaign_with_one_clear_line(home: Home, tmp_path: Path) -> None:
-    """Nearly all frames are wrecks that no SCF converges for."""
+    """Nearly all frames are wrecks that the engine refuses."""
     n_frames = 20
     positions = np.repeat(molecule("H2O").positions[None], n_frames, axis=0)
     # atoms upon each other, but not in the frames at the ends, which are checked before anything is submitted
-    positions[1:-1, 1:] = positions[1:-1, :1] + 1e-3 * np.arange(1, 3)[None, :, None]
+    positions[1:-1, 1:] = positions[1:-1, :1]
     for k in range(3):
         write_trajectory(
             tmp_path / f"wreck-{k}.h5",
             Trajectory(
                 numbers=np.array([8, 1, 1]),
-                positions=positions + 1e-4 * np.arange(n_frames)[:, None, None] * np.arange(3)[:, None],
-                velocities=np.full(positions.shape, 1e-3) * np.array([1.0, -1.0, 1.0])[:, None],
+                positions=positions + 1e-3 * np.arange(n_frames)[:, None, None],
+                velocities=np.full(positions.shape, 2e-3),
                 cell=np.zeros((3, 3)),
                 pbc=np.array([False] * 3),
                 timestep=0.5,
@@ -489,6 +489,7 @@ def test_failing_labels_end_the_campaign_with_one_clear_line(home: Home, tmp_pat
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, err
     assert "Refinement failed: Labelling failed: " in errors[0]
+    assert "Too close interatomic distances" in errors[0]
     assert "Traceback" not in err
     (campaign,) = home.campaigns("wreck")
     assert campaign["exit_status"] == 432
