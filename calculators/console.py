@@ -18,7 +18,19 @@ from aiida.engine import CalcJob, CalcJobProcessSpec, ExitCode
 from aiida.parsers import Parser
 
 
-class ConsoleCalculation(CalcJob):
+class RepeatableCalculation(CalcJob):
+    """A CalcJob that is taken from the cache only if it went well: what failed is worth another try.
+
+    AiiDA's own rule takes failed jobs too, so that a campaign repeated after a full disk would fail at once again.
+    """
+
+    @classmethod
+    def is_valid_cache(cls, node: orm.ProcessNode) -> bool:
+        """Say whether a job of equal inputs may use the outputs of `node`."""
+        return bool(node.is_finished_ok) and super().is_valid_cache(node)
+
+
+class ConsoleCalculation(RepeatableCalculation):
     """Base of the CalcJobs that run ``mimyria-wf <verb>``; subclasses write the command lines and name the outputs."""
 
     #: files that must be there after success, beside the result file

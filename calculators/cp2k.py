@@ -10,10 +10,10 @@ from aiida import orm
 from aiida.common import CalcInfo, CodeInfo
 from aiida.common.datastructures import CodeRunMode
 from aiida.common.folders import Folder
-from aiida.engine import CalcJob, CalcJobProcessSpec, ExitCode
+from aiida.engine import CalcJobProcessSpec, ExitCode
 from aiida.parsers import Parser
 
-from mimyria_wf.calculators.console import ConsoleCalculation
+from mimyria_wf.calculators.console import ConsoleCalculation, RepeatableCalculation
 from mimyria_wf.calculators.data import (
     atoms_from_structure,
     copy_file,
@@ -214,7 +214,7 @@ def cp2k_failure(parser: Parser) -> ExitCode | None:
     return None
 
 
-class Cp2kFieldSetCalculation(CalcJob):
+class Cp2kFieldSetCalculation(RepeatableCalculation):
     """All field points of one or a few snapshots in one job and one directory, the zero field first.
 
     Every later point starts from the zero-field wavefunction, which makes it three to four times cheaper. The scheduler

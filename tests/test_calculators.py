@@ -75,6 +75,17 @@ def test_exit_codes_are_unique_and_say_something(kind: str, name: str) -> None:
     assert all(300 <= status < 500 for status in own)  # 300s end it, 400s can be taken up again
 
 
+@pytest.mark.parametrize("name", [name for kind, name in process_names() if kind == "Calculation"])
+def test_failed_jobs_are_not_taken_from_the_cache(name: str, code: orm.AbstractCode) -> None:
+    """AiiDA takes them: a campaign repeated after a full disk would then fail again without computing anything."""
+    process = CalculationFactory(name)
+    for status in (0, *{exit_code.status for exit_code in process.spec().exit_codes.values()}):
+        node = orm.CalcJobNode(computer=code.computer, process_type=f"aiida.calculations:{name}")
+        node.set_process_state("finished")
+        node.set_exit_status(status)
+        assert process.is_valid_cache(node) is (status == 0)
+
+
 @pytest.mark.parametrize(("kind", "name"), process_names())
 def test_processes_document_themselves(kind: str, name: str) -> None:
     described = process_class(kind, name).spec().get_description()

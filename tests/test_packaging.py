@@ -162,5 +162,5 @@ def test_every_process_and_parser_has_an_entry_point() -> None:
                 is_process = isinstance(node, ast.ClassDef) and node.name.endswith(("Calculation", "WorkChain"))
                 if is_process and not node.name.startswith("_"):
                     value = f"mimyria_wf.{part}.{path.stem}:{node.name}"
-                    is_base = node.name in ("ConsoleCalculation", "WindowedWorkChain")
+                    is_base = node.name in ("RepeatableCalculation", "ConsoleCalculation", "WindowedWorkChain")
                     assert is_base or value in values, f"{value} has no entry point"
