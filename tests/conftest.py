@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["aiida.tools.pytest_fixtures"]
-
 REFERENCE_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from aiida import orm
+from aiida.tools.pytest_fixtures import *  # noqa: F403  the profile is made only where this is imported
 from ase.build import molecule
 
 from mimyria_wf.calculators.data import structure_from_atoms
