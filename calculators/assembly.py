@@ -54,11 +54,12 @@ def assemble_labels(
         residuals).
     """
     from mimyria_wf.errors import FieldSetError
-    from mimyria_wf.finite_field import response_tensors
-    from mimyria_wf.labels import LabelledSnapshot, configuration_key, write_labels
+    from mimyria_wf.finite_field import field_vectors, response_tensors
+    from mimyria_wf.labels import LabelledSnapshot, configuration_key, matching_rows, write_labels
 
     values = settings.get_dict()
-    targets = values["targets"]
+    targets, step = values["targets"], values["header"]["field_step"]
+    wanted = np.array(list(field_vectors(step, targets).values()))
     by_key: dict[str, list[orm.ArrayData]] = {}
     for node in field_forces.values():
         if node.base.attributes.get("kind") == FIELD_FORCES_KIND:
@@ -70,14 +71,12 @@ def assemble_labels(
         atoms = every[index]
         key = configuration_key(atoms)
         vectors, forces = points_of(by_key.get(key, []), key)
+        # another campaign may have left points of another step: the labels must not depend on what is in the database
+        rows = [row for row in matching_rows(vectors, wanted, step) if row is not None]
         try:
-            tensors = response_tensors(vectors, forces)
-            missing = [target for target in targets if getattr(tensors, target) is None]
+            tensors = response_tensors(vectors[rows], forces[rows], targets)
         except FieldSetError as error:
             incomplete.append({"index": index, "reason": str(error)})
-            continue
-        if missing:
-            incomplete.append({"index": index, "reason": f"no {' and '.join(missing)} from the finished field points"})
             continue
         labelled.append(
             LabelledSnapshot(

@@ -251,7 +251,7 @@ def _configure_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--each", action="store_true", help="convert every file to one of its own")
     parser.add_argument("--velocities", type=Path, nargs="+", help="CP2K: velocity files, if not beside the positions")
     parser.add_argument("--timestep-fs", type=float, help="between stored frames")
-    parser.add_argument("--cell-from", type=Path, help="a structure with the cell")
+    parser.add_argument("--cell-from", type=Path, help="a structure with the cell and, for other isotopes, the masses")
     parser.add_argument("--ensemble", choices=("nvt", "nve"))
     parser.add_argument("--charge", type=int)
     parser.add_argument("--n-starts", type=int, help="also pick decorrelated starts for NVE runs")
@@ -279,6 +279,8 @@ def _convert(chosen: argparse.Namespace) -> dict[str, Any]:
             settings["cell"], settings["pbc"] = like.cell.array, True
         else:
             settings["pbc"] = False
+        if like.has("masses"):  # CP2K's files hold none, and its runs use the structure's
+            settings["masses"] = like.get_masses()
     if chosen.ensemble:
         settings["metadata"] = {"ensemble": chosen.ensemble, "n_equilibration_frames": chosen.skip_frames}
     if chosen.each:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase.calculators.calculator import BaseCalculator
 from numpy.typing import ArrayLike
 
@@ -165,6 +166,7 @@ def convert(
     pbc: bool | None = None,
     charge: int | None = None,
     degrees_of_freedom: int | None = None,
+    masses: ArrayLike | None = None,
     name: str | None = None,
     start: int = 0,
     stop: int | None = None,
@@ -184,6 +186,7 @@ def convert(
         pbc: overrides the file's.
         charge: for the metadata.
         degrees_of_freedom: of the kinetic temperature; 3N - 3 by default.
+        masses: (n_atoms,) [u], for files that hold none and atoms that are not of the standard isotopes.
         name: of the trajectory; by default the stem of ``out``.
         start: first frame (one input).
         stop: end of the frames (one input).
@@ -214,6 +217,7 @@ def convert(
         stride=stride,
         name=name,
         metadata=added,
+        masses=None if masses is None else np.asarray(masses, dtype=float),
         progress=progress,
     )
     if reader.has_velocities:

@@ -168,8 +168,9 @@ def writer_like(
     timestep: float | None = None,
     start_time: float = 0.0,
     observables: Iterable[str] = (),
+    masses: Array | None = None,
 ) -> TrajectoryWriter:
-    """Return a writer for the atoms, cell and masses of another trajectory; metadata adds to the source's."""
+    """Return a writer for the atoms, cell and masses (unless given) of another; metadata adds to the source's."""
     has_velocities = source.has_velocities if isinstance(source, TrajectoryReader) else source.velocities is not None
     # a copy must not pass for the finished file of the run
     inherited = {key: value for key, value in source.metadata.items() if key != "settings_sha256"}
@@ -179,7 +180,7 @@ def writer_like(
         source.timestep if timestep is None else timestep,
         cell=source.cell,
         pbc=source.pbc,
-        masses=source.masses,
+        masses=source.masses if masses is None else masses,
         name=name or source.name or None,
         metadata={**inherited, **(metadata or {})},
         observables=observables,
@@ -227,13 +228,15 @@ def join(
     stride: int = 1,
     name: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    masses: Array | None = None,
     chunk_size: int = 1000,
     progress: Progress | None = None,
 ) -> TrajectoryReader:
     """Write one or more consecutive files of any format into one H5MD trajectory and return it opened.
 
     A frame that two files share at their seam (restarts) is written once. ``start``, ``stop`` and ``stride`` count
-    frames of each single file only when there is one; several files are joined whole.
+    frames of each single file only when there is one; several files are joined whole. ``masses`` (n_atoms,) [u]
+    replace those of the files, for formats that hold none.
 
     Raises:
         TrajectoryError: a file is bad, or the files do not follow one another; nothing is left at ``out``.
@@ -261,6 +264,8 @@ def join(
     for before, after in itertools.pairwise(readers):
         selections.append(range(_n_shared_frames(before, after), after.n_frames))
     first = readers[0]
+    if masses is not None and np.shape(masses) != (first.n_atoms,):
+        raise TrajectoryError(f"{first.path}: {first.n_atoms} atoms, but masses of shape {np.shape(masses)} were given")
     total = sum(map(len, selections))
     names = list(first.read(0, 1).observables)
     added = dict(metadata or {})
@@ -278,6 +283,7 @@ def join(
             timestep=first.timestep * stride,
             start_time=first_time,
             observables=names,
+            masses=masses,
         ) as writer:
             for reader, selection in zip(readers, selections):
                 for i in range(0, len(selection), chunk_size):

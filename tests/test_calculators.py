@@ -740,6 +740,31 @@ def test_labels_come_from_all_nodes_that_hold_points_of_a_snapshot(tmp_path: Pat
     assert known_field_forces(key + "x", keys) == {}
 
 
+@pytest.mark.parametrize("targets", [["apt"], ["apt", "pgt"]], ids=["apt", "both"])
+def test_labels_do_not_mix_field_steps(targets: list[str], tmp_path: Path) -> None:
+    """Points of another step, left by another campaign, change nothing: here they belong to another tensor."""
+    atoms = molecule("H2O")
+    key, level = configuration_key(atoms), level_of_theory_key(LEVEL)
+    apt, other = np.random.default_rng(1).normal(size=(2, 3, 3, 3))
+    nodes = {}
+    for name, step, tensor in (("a_other", 5e-4, other), ("b_own", 1e-3, apt)):
+        vectors = np.array(list(field_vectors(step, targets).values()))
+        forces = forces_of(tensor, vectors)
+        nodes[name] = field_forces_node(vectors, forces, np.zeros(len(vectors)), [key], LEVEL, level).store()
+    settings = orm.Dict({"targets": targets, "header": {"field_step": 1e-3, "engine": "tblite"}})
+    outputs = assemble_labels(extxyz([atoms]), orm.List([0]), settings, **nodes)
+    assert outputs["report"].get_dict()["incomplete"] == []
+    (tmp_path / "labels.extxyz").write_text(outputs["labels"].get_content())
+    (labelled,) = read_labels(tmp_path / "labels.extxyz", targets)
+    np.testing.assert_allclose(labelled.apt, apt, atol=1e-7)  # extxyz writes 8 decimals
+
+
+def test_isotopes_survive_a_structure_node() -> None:
+    atoms = molecule("H2O")
+    atoms.set_masses([15.999, 2.014, 1.008])
+    np.testing.assert_allclose(atoms_from_structure(structure_from_atoms(atoms)).get_masses(), [15.999, 2.014, 1.008])
+
+
 def test_calcfunctions_select_and_merge() -> None:
     pool = extxyz([molecule(name) for name in ("H2O", "NH3", "CH4")])
     chosen = read_snapshots(take_snapshots(pool, orm.List([2, 0])))

@@ -294,6 +294,27 @@ def test_convert_and_md_agree_on_the_frames(folder: Path, tmp_path: Path, cli: C
     assert open_trajectory(tmp_path / "a.h5").n_frames == 5
 
 
+def test_convert_takes_isotopes_from_the_structure(tmp_path: Path, cli: Cli) -> None:
+    """CP2K's files hold no masses: heavy water must stay heavy in its trajectory and in the starts of NVE runs."""
+    atoms = molecule("H2O", cell=[9.0, 9.0, 9.0], pbc=True)
+    atoms.set_masses([15.999, 2.014, 2.014])
+    ase.io.write(tmp_path / "structure.extxyz", atoms)
+    velocities = np.random.default_rng(0).normal(size=(4, 3, 3)) * 1e-4
+    for kind in ("pos", "vel"):
+        lines = []
+        for k in range(4):
+            lines += ["3", f" i = {k}, time = {10 * k}.000, E = -17.0"]
+            rows = atoms.positions if kind == "pos" else velocities[k]
+            lines += [f"{s} {x} {y} {z}" for s, (x, y, z) in zip(atoms.symbols, rows)]
+        (tmp_path / f"nvt-{kind}-1.xyz").write_text("\n".join(lines) + "\n")
+    like = tmp_path / "structure.extxyz"
+    cli("convert", tmp_path / "nvt-pos-1.xyz", "--cell-from", like, "--n-starts", 2, "-o", tmp_path / "nvt.h5")
+    np.testing.assert_allclose(open_trajectory(tmp_path / "nvt.h5").masses, [15.999, 2.014, 2.014])
+    starts = ase.io.read(tmp_path / "starts.extxyz", index=":")
+    assert isinstance(starts, list)
+    np.testing.assert_allclose(starts[1].get_masses(), [15.999, 2.014, 2.014])
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
