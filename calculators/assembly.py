@@ -31,6 +31,13 @@ def build_manifest(**summaries: orm.Dict) -> orm.Dict:
 
 
 @calcfunction
+def list_series(**names: orm.List) -> orm.Dict:
+    """Return which derivative series lies in the folder of which prediction job."""
+    series = [{"folder": folder, "name": name} for folder, node in names.items() for name in node.get_list()]
+    return orm.Dict({"files": sorted(series, key=lambda one: one["name"])})
+
+
+@calcfunction
 def take_snapshots(snapshots: orm.SinglefileData, indices: orm.List) -> orm.SinglefileData:
     """Return some snapshots of a file as a file of their own, the input of one label job."""
     every = read_snapshots(snapshots)

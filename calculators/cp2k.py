@@ -149,7 +149,7 @@ class Cp2kNveCalculation(_Cp2kMdCalculation):
         super().define(spec)
         spec.input("starts", valid_type=orm.SinglefileData, help="extxyz with velocities [A/fs]")
         spec.input("indices", valid_type=orm.List)
-        spec.input("settings", valid_type=orm.Dict, help="timestep_fs, length_ps, stride, charge")
+        spec.input("settings", valid_type=orm.Dict, help="timestep_fs, length_ps, stride, charge, remove_rotation")
 
     @classmethod
     def parser_entry_point(cls) -> str:
@@ -163,7 +163,7 @@ class Cp2kNveCalculation(_Cp2kMdCalculation):
             timestep=values["timestep_fs"],
             n_steps=round(1000 * values["length_ps"] / values["timestep_fs"]),
             stride=values["stride"],
-            remove_rotation=False,
+            remove_rotation=values.get("remove_rotation", False),
         )
         copy_file(folder, "starts.extxyz", self.inputs.starts)
         starts = read_starts(folder.get_abs_path("starts.extxyz"))

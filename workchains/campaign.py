@@ -9,7 +9,7 @@ from aiida import orm
 from aiida.engine import ExitCode, ProcessBuilder, ProcessSpec, ToContext, if_
 from aiida.plugins import CalculationFactory, WorkflowFactory
 
-from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata
+from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata, reason
 
 
 class CampaignWorkChain(WindowedWorkChain):
@@ -116,7 +116,7 @@ class CampaignWorkChain(WindowedWorkChain):
         """Keep the trajectories."""
         child = self.ctx.sampling
         if not child.is_finished_ok:
-            return self.exit_codes.ERROR_SAMPLING.format(detail=child.exit_message or child.process_state)
+            return self.exit_codes.ERROR_SAMPLING.format(detail=reason(child))
         self.ctx.manifest = child.outputs.manifest
         self.ctx.trajectories = dict(child.outputs.trajectories)
         return None
@@ -144,7 +144,7 @@ class CampaignWorkChain(WindowedWorkChain):
         """Go on if it worked."""
         child = self.ctx.selection
         if not child.is_finished_ok:
-            return self.exit_codes.ERROR_SELECTION.format(detail=child.exit_message or child.process_state)
+            return self.exit_codes.ERROR_SELECTION.format(detail=reason(child))
         return None
 
     def needs_refinement(self) -> bool:
@@ -214,12 +214,12 @@ class CampaignWorkChain(WindowedWorkChain):
         """Keep models and history."""
         child = self.ctx.refinement
         if not child.is_finished_ok:
-            return self.exit_codes.ERROR_REFINEMENT.format(detail=child.exit_message or child.process_state)
+            return self.exit_codes.ERROR_REFINEMENT.format(detail=reason(child))
         if "reference" in self.inputs:
             for part in range(self.inputs.reference["n_parts"]):
                 job = self.ctx[f"reference_{part:02d}"]
                 if not job.is_finished_ok:
-                    return self.exit_codes.ERROR_REFERENCE.format(detail=job.exit_message or job.process_state)
+                    return self.exit_codes.ERROR_REFERENCE.format(detail=reason(job))
         self.ctx.models = dict(child.outputs.models)
         self.out("models", self.ctx.models)
         self.out("iterations", dict(child.outputs.iterations))
@@ -245,7 +245,7 @@ class CampaignWorkChain(WindowedWorkChain):
         """Go on if it worked."""
         child = self.ctx.prediction
         if not child.is_finished_ok:
-            return self.exit_codes.ERROR_PREDICTION.format(detail=child.exit_message or child.process_state)
+            return self.exit_codes.ERROR_PREDICTION.format(detail=reason(child))
         return None
 
     def run_spectra(self) -> ToContext:
@@ -274,7 +274,7 @@ class CampaignWorkChain(WindowedWorkChain):
         for label in ("spectra", "comparison"):
             child = self.ctx.get(label)
             if child is not None and not child.is_finished_ok:
-                return self.exit_codes.ERROR_SPECTRA.format(detail=child.exit_message or child.process_state)
+                return self.exit_codes.ERROR_SPECTRA.format(detail=reason(child))
         self.out("summary", self.ctx.spectra.outputs.summary)
         self.out("spectra", self.ctx.spectra.outputs.retrieved)
         if "comparison" in self.ctx:

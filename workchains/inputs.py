@@ -86,10 +86,9 @@ def _sampling_inputs(campaign: Campaign, sampling: Sampling, codes: Mapping[str,
         "length_ps": sampling.nve.length_ps,
         "stride": sampling.nve.stride,
     }
+    nve["remove_rotation"] = sampling.nve_settings(is_periodic=not is_cluster).remove_rotation
     if sampling.engine == "ase":
         nvt["friction_per_ps"] = sampling.friction * 1000
-        wanted = sampling.nve.remove_rotation
-        nve["remove_rotation"] = is_cluster if wanted is None else wanted
     else:
         nvt["time_constant_fs"] = 1 / sampling.friction
     settings = {

@@ -11,7 +11,7 @@ from aiida.plugins import CalculationFactory
 from mimyria_wf.calculators.assembly import assemble_labels, take_snapshots
 from mimyria_wf.calculators.data import known_field_forces, points_of, read_snapshots
 from mimyria_wf.labels import configuration_key, level_of_theory_key, missing_points
-from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata
+from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata, reason
 
 
 class LabelsWorkChain(WindowedWorkChain):
@@ -134,7 +134,7 @@ class LabelsWorkChain(WindowedWorkChain):
             detail = report["incomplete"][0]["reason"] if lost else "no snapshots"
             if self.ctx.failed:
                 node = self.ctx[self.ctx.failed[0]["label"]]
-                detail = node.exit_message or str(node.process_state)
+                detail = reason(node)
             return self.exit_codes.ERROR_TOO_MANY_FAILURES.format(n=lost, total=len(indices), detail=detail)
         self.out("labels", outputs["labels"])
         self.out("report", outputs["report"])

@@ -8,7 +8,8 @@ from aiida import orm
 from aiida.engine import ExitCode, ProcessSpec, while_
 from aiida.plugins import CalculationFactory
 
-from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata
+from mimyria_wf.calculators.assembly import list_series
+from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata, reason
 
 
 class PredictionWorkChain(WindowedWorkChain):
@@ -62,13 +63,10 @@ class PredictionWorkChain(WindowedWorkChain):
         """Attach the folders."""
         if self.ctx.failed:
             node = self.ctx[self.ctx.failed[0]["label"]]
-            return self.exit_codes.ERROR_PREDICTION.format(detail=node.exit_message or node.process_state)
+            return self.exit_codes.ERROR_PREDICTION.format(detail=reason(node))
         self.out(
             "derivatives", {entry["label"]: self.ctx[entry["label"]].outputs.remote_folder for entry in self.ctx.done}
         )
-        series = [
-            {"folder": entry["label"], "name": file["name"]} for entry in self.ctx.done for file in entry["files"]
-        ]
-        node = orm.Dict({"files": sorted(series, key=lambda one: one["name"])})
-        self.out("series", node.store())
+        names = {entry["label"]: orm.List([file["name"] for file in entry["files"]]) for entry in self.ctx.done}
+        self.out("series", list_series(**names))
         return None

@@ -9,7 +9,7 @@ from aiida.engine import ExitCode, ProcessSpec, ToContext, if_, while_
 from aiida.plugins import CalculationFactory, WorkflowFactory
 
 from mimyria_wf.calculators.assembly import decide, record_iteration
-from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata
+from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata, reason
 
 
 class RefinementWorkChain(WindowedWorkChain):
@@ -100,7 +100,7 @@ class RefinementWorkChain(WindowedWorkChain):
         """Keep the test labels."""
         child = self.ctx.labels_test
         if not child.is_finished_ok:
-            return self.exit_codes.ERROR_LABELS.format(detail=child.exit_message or child.process_state)
+            return self.exit_codes.ERROR_LABELS.format(detail=reason(child))
         self.ctx.test_labels = child.outputs.labels
         return None
 
@@ -116,7 +116,7 @@ class RefinementWorkChain(WindowedWorkChain):
         label = f"labels_{self.ctx.iteration:02d}"
         child = self.ctx[label]
         if not child.is_finished_ok:
-            return self.exit_codes.ERROR_LABELS.format(detail=child.exit_message or child.process_state)
+            return self.exit_codes.ERROR_LABELS.format(detail=reason(child))
         self.ctx.training_labels[label] = child.outputs.labels
         return None
 
@@ -161,7 +161,7 @@ class RefinementWorkChain(WindowedWorkChain):
         for target in self.inputs.training["targets"]:
             child = self.ctx[f"training_{target}_{self.ctx.iteration:02d}"]
             if not child.is_finished_ok:
-                return self.exit_codes.ERROR_TRAINING.format(detail=child.exit_message or child.process_state)
+                return self.exit_codes.ERROR_TRAINING.format(detail=reason(child))
             self.ctx.models[target] = child.outputs.model
             scores.append(f"R2({target}) = {child.outputs.summary.get_dict()['test']['r2']:.4f}")
         k = self.ctx.iteration
@@ -190,7 +190,7 @@ class RefinementWorkChain(WindowedWorkChain):
         """Go on if it worked."""
         child = self.ctx[f"prediction_{self.ctx.iteration:02d}"]
         if not child.is_finished_ok:
-            return self.exit_codes.ERROR_PREDICTION.format(detail=child.exit_message or child.process_state)
+            return self.exit_codes.ERROR_PREDICTION.format(detail=reason(child))
         return None
 
     def run_spectra(self) -> ToContext:
@@ -213,7 +213,7 @@ class RefinementWorkChain(WindowedWorkChain):
         """Go on if it worked."""
         child = self.ctx[f"spectra_{self.ctx.iteration:02d}"]
         if not child.is_finished_ok:
-            return self.exit_codes.ERROR_SPECTRA.format(detail=child.exit_message or child.process_state)
+            return self.exit_codes.ERROR_SPECTRA.format(detail=reason(child))
         return None
 
     def judge(self) -> None:

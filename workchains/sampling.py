@@ -9,7 +9,7 @@ from aiida.engine import ExitCode, ProcessSpec, ToContext, while_
 from aiida.plugins import CalculationFactory
 
 from mimyria_wf.calculators.assembly import build_manifest
-from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata
+from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata, reason
 
 
 class SamplingWorkChain(WindowedWorkChain):
@@ -69,7 +69,7 @@ class SamplingWorkChain(WindowedWorkChain):
     def inspect_nvt(self) -> ExitCode | None:
         """Go on if there are starts."""
         if not self.ctx.nvt.is_finished_ok:
-            return self.exit_codes.ERROR_NVT.format(detail=self.ctx.nvt.exit_message or self.ctx.nvt.process_state)
+            return self.exit_codes.ERROR_NVT.format(detail=reason(self.ctx.nvt))
         self.out("nvt_summary", self.ctx.nvt.outputs.summary)
         summary = self.ctx.nvt.outputs.summary.get_dict()
         self.report(f"NVT finished: {_temperature(summary)}; {len(self.ctx.queue)} NVE jobs follow")
@@ -87,7 +87,7 @@ class SamplingWorkChain(WindowedWorkChain):
         if self.ctx.failed:
             node = self.ctx[self.ctx.failed[0]["label"]]
             names = ", ".join(entry["label"] for entry in self.ctx.failed)
-            return self.exit_codes.ERROR_NVE.format(detail=f"{names}: {node.exit_message or node.process_state}")
+            return self.exit_codes.ERROR_NVE.format(detail=f"{names}: {reason(node)}")
         jobs = {entry["label"].removesuffix("_again"): self.ctx[entry["label"]] for entry in self.ctx.done}
         self.out("trajectories", {label: job.outputs.remote_folder for label, job in jobs.items()})
         manifest = build_manifest(**{label: job.outputs.summary for label, job in jobs.items()})

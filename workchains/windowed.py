@@ -40,12 +40,12 @@ class WindowedWorkChain(WorkChain):
             if node.is_finished_ok:
                 self.ctx.done.append(entry)
             elif entry.get("attempt", 1) == 1 and self.is_worth_repeating(node):
-                self.report(f"{entry['label']} failed ({node.exit_message or node.process_state}): trying it once more")
+                self.report(f"{entry['label']} failed ({reason(node)}): trying it once more")
                 label = f"{entry['label']}_again"
                 self.ctx.queue.append({**entry, "label": label, "attempt": 2})
             else:
                 self.ctx.failed.append(entry)
-                self.report(f"{entry['label']}<{node.pk}> failed: {node.exit_message or node.process_state}")
+                self.report(f"{entry['label']}<{node.pk}> failed: {reason(node)}")
         return None
 
     def is_worth_repeating(self, node: orm.ProcessNode) -> bool:
@@ -64,6 +64,15 @@ class WindowedWorkChain(WorkChain):
                 return link.node
         inputs = {**inputs, "metadata": {**inputs.get("metadata", {}), "call_link_label": label, "label": label}}
         return self.submit(process, **inputs)
+
+
+def reason(node: orm.ProcessNode) -> str:
+    """Return in one line why a process failed."""
+    if node.exit_message:
+        return str(node.exit_message)
+    if node.exception:
+        return str(node.exception).strip().splitlines()[-1]
+    return node.process_state.value if node.process_state else "it was never started"
 
 
 def job_metadata(options: dict[str, Any] | None) -> dict[str, Any]:
