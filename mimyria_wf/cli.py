@@ -276,7 +276,7 @@ def _convert(chosen: argparse.Namespace) -> dict[str, Any]:
         like = ase.io.read(chosen.cell_from, index=0)
         assert isinstance(like, ase.Atoms)
         if like.pbc.any():
-            settings["cell"], settings["pbc"] = like.cell.array, True
+            settings["cell"], settings["pbc"] = like.cell.array, like.pbc.tolist()
         else:
             settings["pbc"] = False
         if like.has("masses"):  # CP2K's files hold none, and its runs use the structure's

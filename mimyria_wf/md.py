@@ -163,7 +163,7 @@ def convert(
     velocities: PathLike | Sequence[PathLike] | None = None,
     timestep: float | None = None,
     cell: ArrayLike | None = None,
-    pbc: bool | None = None,
+    pbc: bool | Sequence[bool] | None = None,
     charge: int | None = None,
     degrees_of_freedom: int | None = None,
     masses: ArrayLike | None = None,

@@ -36,6 +36,7 @@ from mimyria_wf.calculators.data import (
 )
 from mimyria_wf.calculators.md import flags
 from mimyria_wf.cli import build_parser
+from mimyria_wf.cp2k_input import parse_input
 from mimyria_wf.field_forces import FieldForces, FieldForcesStore
 from mimyria_wf.finite_field import field_vectors
 from mimyria_wf.labels import configuration_key, level_of_theory_key, read_labels
@@ -384,6 +385,30 @@ def test_cp2k_nve(code: orm.AbstractCode, starts: orm.SinglefileData) -> None:
         "nve-000-pos-1.xyz",
         "nve-002-pos-1.xyz",
     ]
+
+
+@pytest.mark.parametrize("removes", [False, True])
+def test_cp2k_nve_of_a_cluster_stops_its_rotation(code: orm.AbstractCode, removes: bool) -> None:
+    atoms = molecule("H2O")
+    atoms.set_velocities(np.random.default_rng(0).normal(size=(3, 3)))
+    buffer = io.StringIO()
+    ase.io.write(buffer, atoms, format="extxyz")
+    cell = "&SUBSYS\n&CELL\nABC 20 20 20\nPERIODIC NONE\n&END\n&END\n"
+    settings = {"timestep_fs": 0.5, "length_ps": 0.1, "stride": 1, "charge": 0, "remove_rotation": removes}
+    inputs = {
+        **cp2k_md_inputs(code),
+        "template": single_file(f"&FORCE_EVAL\nMETHOD NNP\n{cell}&END\n", "nnp.inp"),
+        "starts": single_file(buffer.getvalue(), "starts.extxyz"),
+        "indices": orm.List([0]),
+        "settings": orm.Dict(settings),
+    }
+    _, files, _ = prepare("mimyria_wf.cp2k.nve", inputs)
+    section = parse_input(files["nve-000.inp"]).section("FORCE_EVAL/SUBSYS/VELOCITY")
+    assert section is not None
+    velocities = np.array([[float(x) for x in f"{e.name} {e.value}".split()] for e in section.entries])
+    arms = atoms.positions - atoms.get_center_of_mass()
+    momentum = atoms.get_masses() @ np.cross(arms, velocities)
+    assert (np.abs(momentum).max() < 1e-6 * np.abs(velocities).max()) == removes
 
 
 def test_flags_are_what_the_console_script_takes() -> None:

@@ -313,6 +313,10 @@ def test_convert_takes_isotopes_from_the_structure(tmp_path: Path, cli: Cli) -> 
     starts = ase.io.read(tmp_path / "starts.extxyz", index=":")
     assert isinstance(starts, list)
     np.testing.assert_allclose(starts[1].get_masses(), [15.999, 2.014, 2.014])
+    atoms.pbc = [True, True, False]  # a slab stays one
+    ase.io.write(like, atoms)
+    cli("convert", tmp_path / "nvt-pos-1.xyz", "--cell-from", like, "-o", tmp_path / "nvt.h5")
+    assert open_trajectory(tmp_path / "nvt.h5").pbc.tolist() == [True, True, False]
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
