@@ -95,7 +95,9 @@ def label_trajectory_file(
     **settings: Any,
 ) -> dict[str, Any]:
     """Label every frame of a trajectory file, see :func:`mimyria_wf.engines.label_trajectory`."""
-    return label_trajectory(open_trajectory(path), engine, targets, step, out, **settings)
+    reader = open_trajectory(path)
+    reader.name = Path(path).stem  # as `predict` names it
+    return label_trajectory(reader, engine, targets, step, out, **settings)
 
 
 def gather_labels(paths: Sequence[str | Path], out: str | Path, n_first: int | None = None) -> Path:

@@ -217,7 +217,10 @@ def predict_files(
     for reader in readers:  # every mistake that shows in a header shows before the first long prediction
         _check_models(networks, reader)
         reader.require_velocities()
-    names = _unique([reader.name for reader in readers])
+    # by file, not by the name inside: runs of two campaigns are all called nve-000
+    names = _unique([Path(path).stem for path in trajectories])
+    for reader, name in zip(readers, names):
+        reader.name = name
     is_file = Path(out).suffix in (".h5", ".hdf5")
     if is_file and len(readers) > 1:
         raise ModelError(f"{out} names one file, but there are {len(readers)} trajectories; give a folder")

@@ -162,7 +162,10 @@ def select_files(
         the frames drawn, by set, as ``trajectory/frame``.
     """
     readers = [open_trajectory(path) for path in files]
-    names = [reader.name for reader in readers]
+    # by file, not by the name inside: runs of two campaigns are all called nve-000
+    names = [Path(path).stem for path in files]
+    if len(set(names)) < len(names):
+        raise LabelError(f"trajectories must have different file names, got {', '.join(sorted(names))}")
     unknown = sorted(set(excluded) - set(names))
     if unknown:
         raise LabelError(f"no trajectory is called {', '.join(unknown)}; there are {', '.join(names)}")

@@ -151,7 +151,7 @@ def test_many_files_tensors_and_progress(models: dict[str, ResponseNetwork], tmp
     assert [Path(f["path"]).name for f in result["files"]] == ["run-0.h5", "run-1.h5"]
     assert seen[-1] == (18, 18)
     snapshots = read_labels(tmp_path / "tensors-run-1.extxyz")
-    assert [s.atoms.info["snapshot"] for s in snapshots] == ["run/0", "run/4", "run/8"]
+    assert [s.atoms.info["snapshot"] for s in snapshots] == ["run-1/0", "run-1/4", "run-1/8"]  # unique, as its file
     assert snapshots[0].apt is not None
     np.testing.assert_allclose(snapshots[0].apt.sum(axis=0), 0.0, atol=1e-6)  # projected; eight decimals a value
 

@@ -234,21 +234,30 @@ def test_distance():
     assert spectral_distance(nu, masked, a) == 0
 
 
-def test_distance_interval_covers_the_truth_and_follows_its_seed():
+@pytest.mark.parametrize("n_runs", [2, 4, 8])
+def test_distance_interval_covers_the_truth_even_with_few_runs(n_runs: int):
+    rng = np.random.default_rng(n_runs)
+    nu = np.arange(0, 4000, 40.0)
+    base = 1 + np.exp(-(((nu - 1600) / 50) ** 2))
+    truth = spectral_distance(nu, base, 1.1 * base)
+    hits = 0
+    for trial in range(200):
+        scale = rng.uniform(0.5, 1.5, size=(n_runs, 1))
+        slope = 1.1 + 0.02 * rng.normal(size=(n_runs, 1))
+        frames = np.full(n_runs, 100)
+        interval = spectral_distance_interval(
+            nu, scale * base, scale * slope * base, frames, seed=trial, n_bootstrap=100
+        )
+        hits += interval.lower <= truth <= interval.upper
+    assert hits >= 180  # nominal 95 %; 200 trials of 95 % fall below 180 once in 1000; percentiles gave 77 % at 4 runs
+
+
+def test_distance_interval_follows_its_seed():
     rng = np.random.default_rng(1)
     nu = np.arange(0, 4000, 10.0)
     base = 1 + np.exp(-(((nu - 1600) / 50) ** 2))
     truth = spectral_distance(nu, base, 1.1 * base)
-    hits = 0
-    for trial in range(60):
-        scale = rng.uniform(0.5, 1.5, size=(10, 1))
-        slope = 1.1 + 0.05 * rng.normal(size=(10, 1))
-        frames = np.full(10, 100)
-        interval = spectral_distance_interval(
-            nu, scale * base, scale * slope * base, frames, seed=trial, n_bootstrap=200
-        )
-        hits += interval.lower <= truth <= interval.upper
-    assert hits >= 45  # 95 % nominal; ten runs give some 88 %
+    scale, slope, frames = rng.uniform(0.5, 1.5, size=(10, 1)), 1.1 + 0.05 * rng.normal(size=(10, 1)), np.full(10, 100)
     again = [spectral_distance_interval(nu, scale * base, scale * slope * base, frames, seed=3) for _ in range(2)]
     assert again[0] == again[1]
     single = spectral_distance_interval(nu, base[None], 1.1 * base[None], np.array([5]))

@@ -130,7 +130,7 @@ def _given_trajectories(campaign: Campaign, computer: orm.Computer) -> dict[str,
             )
         reader = campaign.reader(path, entry)
         folder = folders.setdefault(path.resolve().parent, f"given_{len(folders):03d}")
-        name = reader.name or path.stem
+        name = path.stem
         if name in names:
             name = f"{name}-{len(files):03d}"
         names.add(name)
