@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# before aiida is imported, which otherwise makes a folder in the home directory of whoever runs the tests
+os.environ["AIIDA_PATH"] = tempfile.mkdtemp(prefix="mimyria_wf-tests-")
 
 REFERENCE_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
