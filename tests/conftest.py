@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 # before aiida is imported, which otherwise makes a folder in the home directory of whoever runs the tests
-os.environ["AIIDA_PATH"] = tempfile.mkdtemp(prefix="mimyria_wf-tests-")
+_HOME = tempfile.TemporaryDirectory(prefix="mimyria_wf-tests-", ignore_cleanup_errors=True)
+os.environ["AIIDA_PATH"] = _HOME.name
 
 REFERENCE_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
