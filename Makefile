@@ -15,7 +15,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	touch $@
 
 demo: env  ## the main job, small: (H2O)6 from a YAML file to IR and Raman spectra, in demo-output/
-	mkdir -p $(DEMO)
+	mkdir -p $(DEMO)/.aiida
 	AIIDA_PATH=$(DEMO) $(BIN)/mimyria-wf setup
 	AIIDA_PATH=$(DEMO) $(BIN)/mimyria-wf run templates/campaigns/water_cluster.yaml -o demo-output
 	@echo "The figures and tables are in demo-output/; the provenance: AIIDA_PATH=$(DEMO) $(BIN)/verdi process list -a"
