@@ -11,7 +11,7 @@ from aiida.engine import CalcJobProcessSpec, ExitCode
 from mimyria_wf.calculators.console import ConsoleCalculation, ConsoleParser
 from mimyria_wf.calculators.md import flags
 
-SPECTRA_FILES = ("spectra/*.csv", "spectra/summary.json", "spectra/*.png")
+SPECTRA_FILES = ("spectra/*.csv", "spectra/summary.json", "spectra/*.png", "spectra/*.npz")
 
 
 class SpectraCalculation(ConsoleCalculation):

@@ -426,7 +426,7 @@ class _Collector:
         if run.n_frames <= max_lag:
             raise SpectrumError(
                 f"{run.name} is {run.n_frames * run.timestep:g} fs long ({run.n_frames} frames), shorter than the "
-                f"window of {self.settings.window_length:g} fs; use longer runs or a shorter window_length"
+                f"window of {self.settings.window_length:g} fs; use longer runs or a shorter window (--window-fs)"
             )
         if max_lag < 2:
             raise SpectrumError(

@@ -60,7 +60,7 @@ def _copy(folder: orm.FolderData, path: str, directory: Path, skip: tuple[str, .
     for root, _, names in folder.walk(path or None):
         for name in names:
             relative = Path(root).relative_to(path) if path else Path(root)
-            if name in skip or Path(name).suffix not in (".csv", ".png", ".json", ".h5") or name.startswith("result-"):
+            if name in skip or Path(name).suffix not in (".csv", ".png", ".json", ".npz") or name.startswith("result-"):
                 continue
             target = directory / relative / name
             target.parent.mkdir(parents=True, exist_ok=True)

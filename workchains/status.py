@@ -71,6 +71,7 @@ def campaign_status(node: orm.WorkChainNode) -> dict[str, Any]:
             if job.is_terminated and not job.is_finished_ok
         ],
         "labels": _label_counts(tree, refinement),
+        "decision": _decision(tree),
         "iterations": _iterations(refinement),
     }
 
@@ -86,6 +87,8 @@ def status_line(status: dict[str, Any]) -> str:
         parts += [f"R2({target}) {value:.3f}" for target, value in last["r2"].items() if value is not None]
         if last["spectral_distance"] is not None:
             parts.append(f"spectral distance {last['spectral_distance']:.4f}")
+    if status["step"] == "finished" and status["decision"] is not None:
+        parts.append("converged" if status["decision"]["is_converged"] else "NOT CONVERGED")
     parts.append(f"{status['jobs']['finished']} jobs done, {status['jobs']['active']} active")
     return " | ".join(parts)
 
@@ -117,6 +120,12 @@ def _step(node: orm.WorkChainNode, active: list[orm.CalcJobNode]) -> str:
     }
     steps = dict.fromkeys(names.get(str(job.process_label), str(job.process_label)) for job in active)
     return " + ".join(steps) or "between steps"
+
+
+def _decision(tree: list[orm.ProcessNode]) -> dict[str, Any] | None:
+    """Return the latest decision of the refinement, None before the first."""
+    made = [member for member in tree if member.process_label == "decide" and member.is_finished_ok]
+    return max(made, key=lambda member: member.pk or 0).outputs.result.get_dict() if made else None
 
 
 def _label_counts(tree: list[orm.ProcessNode], refinement: orm.ProcessNode | None) -> dict[str, int]:

@@ -129,6 +129,8 @@ def _outcome(node: Any, output: Path | None) -> dict[str, Any]:
             f"(`verdi process report {node.pk}`)"
         )
     result: dict[str, Any] = {**status, "text": f"campaign {node.pk}: {status_line(status)}"}
+    if status["decision"] is not None:
+        result["text"] += f"\n{status['decision']['reason']}"
     if output is not None:
         written = write_report(node, output)
         result["files"] = written["files"]
@@ -176,6 +178,8 @@ def _status(chosen: argparse.Namespace) -> dict[str, Any]:
         distance = record["spectral_distance"]
         change = "first spectra" if distance is None else f"largest spectral distance to the one before {distance:.4f}"
         lines.append(f"  {record['n_training']} snapshots: {scores}; {change}")
+    if status["decision"] is not None:
+        lines.append(f"  {status['decision']['reason']}")
     lines += [f"  failed: {job['what']}<{job['pk']}>: {job['why']}" for job in status["failed_jobs"]]
     return {**status, "text": "\n".join(lines)}
 
