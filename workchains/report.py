@@ -30,7 +30,7 @@ def write_report(node: orm.WorkChainNode, directory: Path) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "campaign": {key: status[key] for key in ("name", "pk", "uuid", "state", "exit_status")},
         "spectra": node.outputs.summary.get_dict(),
-        "trajectories": node.outputs.manifest.get_dict()["files"],
+        "trajectories": _trajectories(node),
     }
     if "decision" in node.outputs:
         summary["decision"] = node.outputs.decision.get_dict()
@@ -45,6 +45,12 @@ def write_report(node: orm.WorkChainNode, directory: Path) -> dict[str, Any]:
         summary["explicit_against_predicted"] = node.outputs.comparison.get_dict()
         folder = directory / "explicit_against_predicted"
         files += [f"{folder.name}/{name}" for name in _copy(node.outputs.comparison_files, "", folder)]
+    if "labels" in node.outputs:
+        for key, labels in node.outputs.labels.items():
+            name = f"labels/{key.removeprefix('labels_')}.extxyz"
+            (directory / "labels").mkdir(exist_ok=True)
+            (directory / name).write_bytes(labels.get_content("rb"))
+            files.append(name)
     if "models" in node.outputs:
         for target, model in node.outputs.models.items():
             name = f"{target}_model.pt"
@@ -52,6 +58,20 @@ def write_report(node: orm.WorkChainNode, directory: Path) -> dict[str, Any]:
             files.append(name)
     (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return {"directory": str(directory), "files": sorted([*files, "summary.json"]), "pk": node.pk}
+
+
+def _trajectories(node: orm.WorkChainNode) -> list[dict[str, Any]]:
+    """Return the runs with the place of their files, which stay on the computer that made them."""
+    sampling = next((child for child in node.called if child.process_label == "SamplingWorkChain"), None)
+    folders = sampling.outputs.trajectories if sampling is not None else node.inputs.trajectories
+    return [
+        {
+            **entry,
+            "computer": folders[entry["folder"]].computer.label,
+            "path": f"{folders[entry['folder']].get_remote_path()}/{entry['file']}",
+        }
+        for entry in node.outputs.manifest.get_dict()["files"]
+    ]
 
 
 def _copy(folder: orm.FolderData, path: str, directory: Path, skip: tuple[str, ...] = ()) -> list[str]:
