@@ -62,7 +62,7 @@ def assemble_labels(
     """
     from mimyria_wf.errors import FieldSetError
     from mimyria_wf.finite_field import field_vectors, response_tensors
-    from mimyria_wf.labels import LabelledSnapshot, configuration_key, matching_rows, write_labels
+    from mimyria_wf.labels import LabelledSnapshot, configuration_key, matching_rows, total_charge, write_labels
 
     values = settings.get_dict()
     targets, step = values["targets"], values["header"]["field_step"]
@@ -73,7 +73,7 @@ def assemble_labels(
             for key in node.base.attributes.get("configuration_keys"):
                 by_key.setdefault(key, []).append(node)
     every = read_snapshots(snapshots)
-    labelled, incomplete, apt_residuals, pgt_residuals = [], [], [], []
+    labelled, incomplete, residuals = [], [], []
     for index in indices.get_list():
         atoms = every[index]
         key = configuration_key(atoms)
@@ -92,16 +92,12 @@ def assemble_labels(
                 tensors.pgt if "pgt" in targets else None,
             )
         )
-        charge = float(atoms.info.get("charge", 0))
-        if tensors.apt is not None:
-            apt_residuals.append(np.abs(tensors.apt.sum(axis=0) - charge * np.eye(3)).max())
-        if tensors.pgt is not None:
-            pgt_residuals.append(np.abs(tensors.pgt.sum(axis=0)).max())
+        residuals.append(tensors.sum_rule_residual(total_charge(atoms)).largest())
     report: dict[str, Any] = {
         "n_labelled": len(labelled),
         "incomplete": incomplete,
-        "sum_rule_residual_apt_e": _largest(apt_residuals),
-        "sum_rule_residual_pgt_e2a0_per_Eh": _largest(pgt_residuals),
+        "sum_rule_residual_apt_e": _largest(residuals, "apt"),
+        "sum_rule_residual_pgt_e2a0_per_Eh": _largest(residuals, "pgt"),
     }
     outputs: dict[str, Any] = {"report": orm.Dict(report)}
     if labelled:
@@ -152,8 +148,8 @@ def decide(settings: orm.Dict, **iterations: orm.Dict) -> orm.Dict:
     return orm.Dict(decision_from_dicts(settings.get_dict(), records))
 
 
-def _largest(values: list[float]) -> float | None:
-    return float(max(values)) if values else None
+def _largest(residuals: list[dict[str, float]], target: str) -> float | None:
+    return max((float(one[target]) for one in residuals if target in one), default=None)
 
 
 def _extxyz(snapshots: list[Any], name: str) -> orm.SinglefileData:

@@ -51,7 +51,38 @@ class MdSummary:
 
 
 def summarise(reader: TrajectoryReader, was_skipped: bool = False) -> MdSummary:
-    """Return the summary of a trajectory file, reading it once."""
+    """Return the summary of a trajectory file."""
+    thermodynamics = _thermodynamics(reader)
+    return MdSummary(
+        name=reader.name,
+        path=str(reader.path),
+        n_frames=reader.n_frames,
+        n_atoms=reader.n_atoms,
+        timestep=reader.timestep,
+        temperature=thermodynamics.temperature,
+        temperature_std=thermodynamics.temperature_std,
+        degrees_of_freedom=thermodynamics.degrees_of_freedom,
+        energy_drift=thermodynamics.energy_drift,
+        energy_std=thermodynamics.energy_std,
+        sha256=_sha256(reader.path),
+        seconds=reader.metadata.get("seconds"),
+        was_skipped=was_skipped,
+    )
+
+
+@dataclass(frozen=True)
+class _Thermodynamics:
+    """What the frames of a trajectory say, see :class:`MdSummary`."""
+
+    temperature: float | None
+    temperature_std: float | None
+    degrees_of_freedom: int
+    energy_drift: float | None
+    energy_std: float | None
+
+
+def _thermodynamics(reader: TrajectoryReader) -> _Thermodynamics:
+    """Read a trajectory once."""
     is_conserving = reader.metadata.get("ensemble") != "nvt"
     kinetic, potential = [], []
     degrees_of_freedom = max(3 * reader.n_atoms - 3, 1)
@@ -74,26 +105,12 @@ def summarise(reader: TrajectoryReader, was_skipped: bool = False) -> MdSummary:
             line = np.polynomial.Polynomial.fit(times, total, 1)
             drift = float(line.convert().coef[1]) if np.ptp(total) > 0 else 0.0
             std = float((total - line(times)).std())
-    return MdSummary(
-        name=reader.name,
-        path=str(reader.path),
-        n_frames=reader.n_frames,
-        n_atoms=reader.n_atoms,
-        timestep=reader.timestep,
-        temperature=temperature,
-        temperature_std=temperature_std,
-        degrees_of_freedom=degrees_of_freedom,
-        energy_drift=drift,
-        energy_std=std,
-        sha256=_sha256(reader.path),
-        seconds=reader.metadata.get("seconds"),
-        was_skipped=was_skipped,
-    )
+    return _Thermodynamics(temperature, temperature_std, degrees_of_freedom, drift, std)
 
 
 def energy_drift(reader: TrajectoryReader) -> float | None:
     """Return the slope of the total energy [meV/(ps atom)], see :class:`MdSummary`; None where it is unknown."""
-    return summarise(reader).energy_drift if reader.has_velocities else None
+    return _thermodynamics(reader).energy_drift if reader.has_velocities else None
 
 
 def _sha256(path: Path) -> str:
