@@ -153,11 +153,11 @@ def earlier_campaigns(key: str) -> list[orm.WorkChainNode]:
     return query.all(flat=True)
 
 
-def mark(node: orm.WorkChainNode, campaign: Campaign, runner: str) -> None:
+def mark(node: orm.WorkChainNode, name: str, key: str | None, runner: str) -> None:
     """Label a campaign's node, note its content key and who drives it, and put it into the group of its name."""
-    node.label = campaign.name
-    node.base.extras.set_many({CAMPAIGN_KEY: campaign.content_key(), RUNNER_KEY: runner})
-    group, _ = orm.Group.collection.get_or_create(label=f"mimyria_wf/{campaign.name}")
+    node.label = name
+    node.base.extras.set_many({CAMPAIGN_KEY: key, RUNNER_KEY: runner})
+    group, _ = orm.Group.collection.get_or_create(label=f"mimyria_wf/{name}")
     group.add_nodes(node)
 
 
@@ -185,11 +185,17 @@ def is_driven(node: orm.WorkChainNode) -> bool:
 
 def start(inputs: dict[str, Any], campaign: Campaign, tick: Callable[[orm.WorkChainNode], None]) -> orm.WorkChainNode:
     """Run a new campaign in this process until it ends."""
+    return _launch(inputs, campaign.name, campaign.content_key(), tick)
+
+
+def _launch(
+    inputs: dict[str, Any], name: str, key: str | None, tick: Callable[[orm.WorkChainNode], None]
+) -> orm.WorkChainNode:
     from aiida.plugins import WorkflowFactory
 
     runner = _own_runner()
     process = runner.instantiate_process(WorkflowFactory("mimyria_wf.campaign"), **inputs)
-    mark(process.node, campaign, this_process())
+    mark(process.node, name, key, this_process())
     _run(runner, {process.node.pk: process}, process.node, tick)
     return process.node
 
@@ -278,7 +284,7 @@ def submit(inputs: dict[str, Any], campaign: Campaign) -> orm.WorkChainNode:
         _verdi("--profile", profile.name, "daemon", "start", "1")
     node = engine.submit(WorkflowFactory("mimyria_wf.campaign"), **inputs)
     assert isinstance(node, orm.WorkChainNode)
-    mark(node, campaign, "daemon")
+    mark(node, campaign.name, campaign.content_key(), "daemon")
     return node
 
 
@@ -313,14 +319,4 @@ def reusing_finished_jobs(is_wanted: bool) -> Iterator[None]:
 def restart(failed: orm.WorkChainNode, tick: Callable[[orm.WorkChainNode], None]) -> orm.WorkChainNode:
     """Run a campaign that failed once more, with its own inputs and with what it finished."""
     inputs = reuse(dict(failed.get_builder_restart()._inputs(prune=True)), failed)
-    from aiida.plugins import WorkflowFactory
-
-    runner = _own_runner()
-    process = runner.instantiate_process(WorkflowFactory("mimyria_wf.campaign"), **inputs)
-    process.node.label = failed.label
-    extras = {CAMPAIGN_KEY: failed.base.extras.get(CAMPAIGN_KEY, None), RUNNER_KEY: this_process()}
-    process.node.base.extras.set_many(extras)
-    group, _ = orm.Group.collection.get_or_create(label=f"mimyria_wf/{failed.label}")
-    group.add_nodes(process.node)
-    _run(runner, {process.node.pk: process}, process.node, tick)
-    return process.node
+    return _launch(inputs, failed.label, failed.base.extras.get(CAMPAIGN_KEY, None), tick)
