@@ -667,7 +667,12 @@ class Computer(Section):
     @property
     def is_local(self) -> bool:
         """Whether the computer is called localhost, so that what is installed here is what runs."""
-        return self.code.split("@")[1] == "localhost"
+        return self.computer == "localhost"
+
+    @property
+    def computer(self) -> str:
+        """AiiDA's label of the computer."""
+        return self.code.split("@")[1]
 
     def options(self) -> dict[str, Any]:
         """Return the dictionary for ``metadata.options`` of a CalcJob."""
@@ -695,11 +700,13 @@ class Computers(Section):
     cp2k: Computer = Field(
         default_factory=lambda: _local_code("cp2k"), description="CP2K, MD and labels (default `cp2k@localhost`)."
     )
-    md: Computer | None = Field(None, description="MD only.")
-    labels: Computer | None = Field(None, description="Labels only.")
-    training: Computer | None = Field(None, description="Training only, e.g. on a GPU node.")
-    prediction: Computer | None = Field(None, description="Prediction only.")
-    spectra: Computer | None = Field(None, description="Spectra only.")
+    md: Computer | None = Field(None, description="MD only; its code must be on the computer of `mimyria`.")
+    labels: Computer | None = Field(None, description="Labels only; any computer.")
+    training: Computer | None = Field(None, description="Training only, e.g. on a GPU node; any computer.")
+    prediction: Computer | None = Field(
+        None, description="Prediction only; on the computer of `mimyria`, for it reads trajectories where they lie."
+    )
+    spectra: Computer | None = Field(None, description="Spectra only; on the computer of `mimyria`.")
 
 
 class Campaign(Section):

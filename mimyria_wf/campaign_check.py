@@ -20,7 +20,7 @@ import numpy as np
 from ase import Atoms
 from ase.geometry import complete_cell
 
-from mimyria_wf.campaign import Campaign
+from mimyria_wf.campaign import Campaign, Step
 from mimyria_wf.campaign_file import CampaignFileError, KeyPath, Problem
 from mimyria_wf.campaign_messages import suggestion
 from mimyria_wf.errors import CampaignError, EngineError, LabelError, MimyriaError, ModelError
@@ -898,6 +898,17 @@ class _Check:
         for name in sorted(campaign.computers.model_fields_set):
             if id(getattr(campaign.computers, name)) not in used:
                 self.warn(("computers", name), "is not used by this campaign", "remove it, or check the engines")
+        here = campaign.computers.mimyria.computer
+        readers: tuple[Step, ...] = ("md", "prediction", "spectra")
+        for step in readers:
+            chosen = campaign.computer_for(step)
+            if step in campaign.steps_run and chosen.computer != here:
+                key = step if getattr(campaign.computers, step) is not None else "cp2k"
+                self.error(
+                    ("computers", key, "code"),
+                    f"must be on the computer of computers.mimyria, {here}, where trajectories stay, got {chosen.code}",
+                    f"name a code on {here}; only training and labels may run elsewhere",
+                )
 
 
 def cell_heights(atoms: Atoms) -> np.ndarray:

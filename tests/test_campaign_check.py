@@ -1249,6 +1249,31 @@ def test_calculator_of_another_computer_is_not_imported_here(tmp_path: Path) -> 
     assert check(tmp_path, text + "computers: {mimyria: {code: mimyria-wf@cluster}}\n").is_valid
 
 
+@pytest.mark.parametrize("step", ["md", "prediction", "spectra"])
+def test_a_step_that_reads_trajectories_runs_where_they_lie(tmp_path: Path, step: str) -> None:
+    text = CLUSTER + f"computers:\n  {step}: {{code: mimyria-wf@cluster}}\n"
+    (problem,) = check(tmp_path, text).errors
+    assert str(problem) == (
+        f"computers.{step}.code must be on the computer of computers.mimyria, localhost, where trajectories stay, got "
+        "mimyria-wf@cluster: name a code on localhost; only training and labels may run elsewhere "
+        "(campaign.yaml, line 21)"
+    )
+    assert check(tmp_path, text + "  mimyria: {code: console@cluster}\n").is_valid
+
+
+@pytest.mark.parametrize("step", ["training", "labels"])
+def test_what_reads_no_trajectory_may_run_elsewhere(tmp_path: Path, step: str) -> None:
+    assert check(tmp_path, CLUSTER + f"computers:\n  {step}: {{code: mimyria-wf@cluster}}\n").is_valid
+
+
+def test_cp2k_runs_its_md_beside_the_console_script(tmp_path: Path) -> None:
+    """One job runs CP2K and turns its files into H5MD: no job has two computers."""
+    text = BULK + "computers:\n  mimyria: {code: mimyria-wf@cluster}\n"
+    (problem,) = check(tmp_path, text).errors
+    assert "computers.cp2k.code must be on the computer of computers.mimyria, cluster" in str(problem)
+    assert check(tmp_path, text + "  cp2k: {code: cp2k@cluster}\n  labels: {code: cp2k@other}\n").is_valid
+
+
 def test_report_is_json(tmp_path: Path) -> None:
     report = check(tmp_path, swap(CLUSTER, "test_size: 20", "test_size: 9000")).to_dict()
     assert json.loads(json.dumps(report)) == report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from aiida import orm
 from aiida.tools.pytest_fixtures import *  # noqa: F403  the profile is made only where this is imported
@@ -37,6 +39,22 @@ def test_overrides_replace_single_keys(water: orm.StructureData) -> None:
     assert builder.refinement.training["sizes"] == [5, 10]
     assert builder.refinement.training["test_size"] == 40
     assert builder.refinement.labels.settings["step"] == 5e-4
+
+
+def test_each_step_runs_with_its_own_code(
+    water: orm.StructureData, aiida_code_installed: Callable[..., orm.AbstractCode]
+) -> None:
+    steps = ("md", "labels", "training", "prediction", "spectra")
+    for step in steps:
+        aiida_code_installed(label=f"own-{step}", filepath_executable="/bin/true")
+    computers = {step: {"code": f"own-{step}@localhost"} for step in steps}
+    builder = CampaignWorkChain.get_builder_from_protocol(water, "fast", merged(SYSTEM, {"computers": computers}))
+    assert builder.code.label == "mimyria-wf"
+    assert builder.sampling.code.label == "own-md"
+    assert builder.refinement.labels.code.label == "own-labels"
+    assert builder.refinement.training_code.label == "own-training"
+    assert builder.prediction_code.label == "own-prediction"
+    assert builder.spectra_code.label == "own-spectra"
 
 
 @pytest.mark.parametrize(

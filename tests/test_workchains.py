@@ -132,6 +132,13 @@ class Home:
         path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
         return path
 
+    def add_code(self, label: str) -> None:
+        """Make another code for the console script on this machine."""
+        verdi = str(Path(sys.executable).with_name("verdi"))
+        options = ["--label", label, "--computer", "localhost", "--filepath-executable", CONSOLE, "--no-with-mpi"]
+        command = [verdi, "code", "create", "core.code.installed", "--non-interactive", *options]
+        subprocess.run(command, env=self.environment, capture_output=True, check=True, timeout=120)
+
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """Start `mimyria-wf` as the leader of a process group."""
         process = subprocess.Popen(
@@ -172,7 +179,8 @@ class Home:
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Ask the database, beside whatever is running."""
         (path,) = self.folder.rglob("database.sqlite")
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
+        # not read-only: what a process left in the write-ahead log may have to be taken in first
+        with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=30)) as connection:
             return connection.execute(query).fetchall()
 
     def processes(self) -> list[dict[str, Any]]:
@@ -271,8 +279,10 @@ def interrupt(home: Home, path: Path, label: str, number: signal.Signals, rng: r
 @pytest.fixture(scope="module")
 def finished(home: Home) -> tuple[Home, Path, list[str]]:
     """Return a whole campaign that was ended three times on its way, and what it said each time."""
+    home.add_code("own")
     path = home.write(
         "whole",
+        computers={step: {"code": "own@localhost"} for step in ("md", "training", "prediction", "spectra")},
         sampling=sampling(3),
         labels={"engine": "tblite", "accuracy": 0.9, "snapshots_per_job": 1},
         training={"sizes": [2, 3], "test_size": 2, "overrides": TINY_NETWORK},
@@ -330,6 +340,20 @@ def test_nothing_finished_was_computed_twice(finished: tuple[Home, Path, list[st
     wanted = {"nvt": 1, "nve_000": 1, "nve_002": 1, "selection": 1, "training_apt_00": 1, "training_pgt_01": 1}
     assert {label: labels[label] for label in wanted} == wanted
     assert all(one["exit_status"] == 0 for one in home.jobs())
+
+
+def test_each_step_ran_with_its_own_code(finished: tuple[Home, Path, list[str]]) -> None:
+    home, _, _ = finished
+    codes = {
+        str(json.loads(attributes)["process_label"]): label
+        for attributes, label in home.rows(
+            "select j.attributes, c.label from db_dbnode j join db_dblink a on a.output_id = j.id and a.label = 'code' "
+            "join db_dbnode c on c.id = a.input_id where j.node_type like 'process.calculation.calcjob%'"
+        )
+    }
+    own = {f"{step}Calculation" for step in ("Nvt", "Nve", "Training", "Prediction", "Spectra", "Comparison")}
+    shared = {f"{step}Calculation" for step in ("Selection", "TbliteFieldSet", "Reference")}
+    assert codes == {**dict.fromkeys(own, "own"), **dict.fromkeys(shared, "mimyria-wf")}
 
 
 def test_process_tree_and_outputs(finished: tuple[Home, Path, list[str]]) -> None:

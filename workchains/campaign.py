@@ -26,9 +26,12 @@ class CampaignWorkChain(WindowedWorkChain):
         spec.expose_inputs(
             WorkflowFactory("mimyria_wf.sampling"),
             namespace="sampling",
-            exclude=("code",),
             namespace_options={"required": False, "populate_defaults": False},
         )
+        spec.inputs["sampling"]["code"].required = False
+        for step in ("prediction", "spectra"):
+            about = f"For {step}; on the computer where the trajectories lie."
+            spec.input(f"{step}_code", valid_type=orm.AbstractCode, required=False, help=about)
         spec.input_namespace("trajectories", valid_type=orm.RemoteData, dynamic=True, required=False)
         spec.input("manifest", valid_type=orm.Dict, required=False, help="With `trajectories`.")
         spec.expose_inputs(
@@ -36,6 +39,8 @@ class CampaignWorkChain(WindowedWorkChain):
             namespace="refinement",
             exclude=(
                 "code",
+                "prediction_code",
+                "spectra_code",
                 "trajectories",
                 "manifest",
                 "training_snapshots",
@@ -109,7 +114,7 @@ class CampaignWorkChain(WindowedWorkChain):
     def run_sampling(self) -> ToContext:
         """Submit the sampling."""
         inputs = self.exposed_inputs(WorkflowFactory("mimyria_wf.sampling"), namespace="sampling")
-        inputs = {**inputs, "code": self.inputs.code}
+        inputs = {"code": self.inputs.code, **inputs}
         return ToContext(sampling=self.submit_once("sampling", WorkflowFactory("mimyria_wf.sampling"), inputs))
 
     def inspect_sampling(self) -> ExitCode | None:
@@ -170,6 +175,9 @@ class CampaignWorkChain(WindowedWorkChain):
             "spectra": self.inputs.spectra,
             "max_concurrent": self.inputs.max_concurrent,
         }
+        for name in ("prediction_code", "spectra_code"):
+            if name in self.inputs:
+                inputs[name] = self.inputs[name]
         if self.ctx.models:
             inputs["models"] = self.ctx.models
         if "options" in self.inputs:
@@ -231,7 +239,7 @@ class CampaignWorkChain(WindowedWorkChain):
     def run_prediction(self) -> ToContext:
         """Predict along all trajectories."""
         inputs = {
-            "code": self.inputs.code,
+            "code": self.code_for("prediction"),
             "models": self.ctx.models,
             "trajectories": self.ctx.trajectories,
             "manifest": self.ctx.manifest,
@@ -251,7 +259,7 @@ class CampaignWorkChain(WindowedWorkChain):
     def run_spectra(self) -> ToContext:
         """Submit the final spectra and the comparison with the reference."""
         common = {
-            "code": self.inputs.code,
+            "code": self.code_for("spectra"),
             "settings": self.inputs.spectra,
             "metadata": job_metadata(self._options("spectra")),
         }

@@ -55,6 +55,9 @@ def campaign_inputs(campaign: Campaign, codes: Mapping[str, orm.AbstractCode]) -
             seed=campaign.seed,
         )
     )
+    own_codes: tuple[Step, ...] = ("prediction", "spectra")
+    for step in own_codes:
+        inputs[f"{step}_code"] = codes[campaign.computer_for(step).code]
     steps: tuple[Step, ...] = ("training", "prediction", "spectra")
     options: dict[str, Any] = {step: campaign.computer_for(step).options() for step in steps}
     options["selection"] = options["labels"] = campaign.computers.mimyria.options()
@@ -104,6 +107,8 @@ def _sampling_inputs(campaign: Campaign, sampling: Sampling, codes: Mapping[str,
         "settings": orm.Dict(settings),
         "options": orm.Dict(computer.options()),
     }
+    if sampling.engine == "ase":
+        inputs["code"] = codes[computer.code]
     if sampling.engine == "cp2k":
         inputs["md_code"] = codes[computer.code]
         assert sampling.template is not None
@@ -144,6 +149,7 @@ def _refinement_inputs(campaign: Campaign, labels: Labels, codes: Mapping[str, o
     assert training is not None
     system = {"charge": campaign.system.charge, "multiplicity": campaign.system.multiplicity}
     refinement: dict[str, Any] = {
+        "training_code": codes[campaign.computer_for("training").code],
         "training": orm.Dict(
             {
                 "targets": list(training.targets),
@@ -155,7 +161,7 @@ def _refinement_inputs(campaign: Campaign, labels: Labels, codes: Mapping[str, o
                 "threads": training.threads,
                 "warm_start": training.warm_start,
             }
-        )
+        ),
     }
     inputs: dict[str, Any] = {
         "refinement": refinement,

@@ -24,6 +24,10 @@ class RefinementWorkChain(WindowedWorkChain):
         """Declare inputs, outline and outputs."""
         super().define(spec)
         spec.input("code", valid_type=orm.AbstractCode, help="The console script mimyria-wf.")
+        spec.input("training_code", valid_type=orm.AbstractCode, required=False, help="Where to train; any computer.")
+        for step in ("prediction", "spectra"):
+            about = f"For {step}; on the computer where the trajectories lie."
+            spec.input(f"{step}_code", valid_type=orm.AbstractCode, required=False, help=about)
         spec.input_namespace("trajectories", valid_type=orm.RemoteData, dynamic=True)
         spec.input("manifest", valid_type=orm.Dict)
         spec.input("training_snapshots", valid_type=orm.SinglefileData, required=False, help="Nested training pool.")
@@ -138,7 +142,7 @@ class RefinementWorkChain(WindowedWorkChain):
             settings = {key: training.get(key) for key in ("preset", "seed", "threads")}
             settings["set"] = training["overrides"].get(target) or None
             inputs: dict[str, Any] = {
-                "code": self.inputs.code,
+                "code": self.code_for("training"),
                 "target": orm.Str(target),
                 "test": self.ctx.test_labels,
                 "metadata": job_metadata(self._options("training")),
@@ -174,7 +178,7 @@ class RefinementWorkChain(WindowedWorkChain):
         files = [entry for entry in self.inputs.manifest.get_dict()["files"] if entry["name"] in names]
         folders = {entry["folder"] for entry in files}
         inputs: dict[str, Any] = {
-            "code": self.inputs.code,
+            "code": self.code_for("prediction"),
             "models": {target: self.ctx.models[target] for target in self.inputs.training["targets"]},
             "trajectories": {key: node for key, node in self.inputs.trajectories.items() if key in folders},
             "manifest": orm.Dict({"files": files}),
@@ -198,7 +202,7 @@ class RefinementWorkChain(WindowedWorkChain):
         k = self.ctx.iteration
         predicted = self.ctx[f"prediction_{k:02d}"].outputs
         inputs: dict[str, Any] = {
-            "code": self.inputs.code,
+            "code": self.code_for("spectra"),
             "derivatives": dict(predicted.derivatives),
             "series": predicted.series,
             "settings": self.inputs.spectra,

@@ -20,6 +20,10 @@ class WindowedWorkChain(WorkChain):
         """Return the process class and the inputs of a queue entry."""
         raise NotImplementedError
 
+    def code_for(self, step: str) -> orm.AbstractCode:
+        """Return the code that runs a step: its own if there is one."""
+        return self.inputs.get(f"{step}_code", self.inputs.code)
+
     def has_queue(self) -> bool:
         """Are there jobs left to submit?"""
         return bool(self.ctx.queue)
