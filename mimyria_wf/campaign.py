@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from mimyria_wf.campaign_file import CampaignFileError, KeyPath, Problem, Source, is_number, read_yaml, shown
-from mimyria_wf.campaign_messages import problems_of, suggestion, wrong
+from mimyria_wf.campaign_messages import problems_of, section_of, suggestion, wrong
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -879,9 +879,7 @@ class Campaign(Section):
 
         It is relative to the file's folder. A bare name that is not there may be one of the package's CP2K templates.
         """
-        path = (self.directory / Path(value).expanduser()).absolute()
-        own = Path(__file__).parent / "templates" / "cp2k" / value
-        return own if not path.exists() and Path(value).name == value and own.is_file() else path
+        return path_from(self.directory, value)
 
     def atoms(self) -> "Atoms":
         """Return the start structure with the campaign's cell, boundaries, charge and multiplicity (in ``info``).
@@ -974,13 +972,7 @@ class Campaign(Section):
 
     def matches(self, pattern: str) -> tuple[Path, ...]:
         """Return the files that a path or pattern names, sorted; empty if there is none."""
-        path = self.path(pattern)
-        if path.exists():
-            return (path,)
-        if not set(pattern) & set("*?"):
-            return ()
-        parts = path.relative_to(path.anchor)
-        return tuple(sorted(Path(path.anchor).glob(str(parts))))
+        return matching_files(self.directory, pattern)
 
     def named_files(self) -> Iterator[tuple[KeyPath, str]]:
         """Yield key path and value of every path in the file."""
@@ -1035,6 +1027,48 @@ class Campaign(Section):
                 with file.open("rb") as stream:
                     digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
         return digests
+
+
+def path_from(directory: Path, value: str) -> Path:
+    """Return the absolute path of a path in a campaign file, see :meth:`Campaign.path`."""
+    path = (directory / Path(value).expanduser()).absolute()
+    own = Path(__file__).parent / "templates" / "cp2k" / value
+    return own if not path.exists() and Path(value).name == value and own.is_file() else path
+
+
+def matching_files(directory: Path, pattern: str) -> tuple[Path, ...]:
+    """Return the files that a path or pattern in a campaign file names, sorted; empty if there is none."""
+    path = path_from(directory, pattern)
+    if path.exists():
+        return (path,)
+    if not set(pattern) & set("*?"):
+        return ()
+    parts = path.relative_to(path.anchor)
+    return tuple(sorted(Path(path.anchor).glob(str(parts))))
+
+
+def named_files_of(data: Any) -> Iterator[tuple[KeyPath, str]]:
+    """Yield key path and value of every path in plain values that need not be a valid campaign."""
+    yield from _plain_files(Campaign, data, ())
+
+
+def _plain_files(section: type[BaseModel], data: Any, key_path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    if isinstance(data, list | tuple):
+        for i, entry in enumerate(data):
+            yield from _plain_files(section, entry, (*key_path, i))
+    elif isinstance(data, str) and section is TrajectoryFile:  # a path stands for {path: ...}
+        yield key_path, data
+    elif isinstance(data, Mapping):
+        for name, info in section.model_fields.items():
+            value, here = data.get(info.alias or name), (*key_path, info.alias or name)
+            child = section_of(info.annotation)
+            if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("file"):
+                values = enumerate(value) if isinstance(value, list) else [(None, value)]
+                for i, text in values:
+                    if isinstance(text, str) and text:
+                        yield here if i is None else (*here, i), text
+            elif child is not None:
+                yield from _plain_files(child, value, here)
 
 
 def _files(section: BaseModel, key_path: KeyPath) -> Iterator[tuple[KeyPath, str]]:

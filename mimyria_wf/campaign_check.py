@@ -20,8 +20,8 @@ import numpy as np
 from ase import Atoms
 from ase.geometry import complete_cell
 
-from mimyria_wf.campaign import Campaign, Step
-from mimyria_wf.campaign_file import CampaignFileError, KeyPath, Problem
+from mimyria_wf.campaign import Campaign, Step, load_campaign, matching_files, named_files_of, path_from
+from mimyria_wf.campaign_file import CampaignFileError, KeyPath, Problem, Source, read_yaml
 from mimyria_wf.campaign_messages import suggestion
 from mimyria_wf.errors import CampaignError, EngineError, LabelError, MimyriaError, ModelError
 from mimyria_wf.frames import TrajectoryReader, kinetic_energies
@@ -137,6 +137,38 @@ class CampaignReport:
             "warnings": [str(problem) for problem in self.warnings],
             "estimate": self.estimate.to_dict(),
         }
+
+
+def load_checked(path: Path | str) -> Campaign:
+    """Read a campaign file; where its schema is wrong, name the missing files in it in the same round.
+
+    Raises:
+        CampaignFileError: one line for each mistake.
+    """
+    try:
+        return load_campaign(path)
+    except CampaignFileError as error:
+        raise CampaignFileError([*error.problems, *_missing_files(Path(path))]) from None
+
+
+def _missing_files(path: Path) -> list[Problem]:
+    """Return the files that do not exist, as far as a file that is no valid campaign says which are meant."""
+    try:
+        data, lines = read_yaml(path.read_bytes().decode("utf-8"), path.name)
+    except (OSError, UnicodeDecodeError, CampaignFileError):
+        return []
+    source = Source(path.name, path.absolute().parent, lines)
+    return [
+        _missing_file(source, key_path, value)
+        for key_path, value in named_files_of(data)
+        if not matching_files(source.directory, value)
+    ]
+
+
+def _missing_file(source: Source, key_path: KeyPath, value: str) -> Problem:
+    key_path = key_path[:-1] if key_path[-1] == "path" else key_path
+    remedy = _nearest_file(path_from(source.directory, value))
+    return source.problem(key_path, f"must name an existing file, {value} does not exist", remedy)
 
 
 def check_campaign(campaign: Campaign, progress: Callable[[int, int, str], None] | None = None) -> CampaignReport:
@@ -961,13 +993,18 @@ def estimate_cost(campaign: Campaign, n_atoms: int, n_frames: Sequence[int]) -> 
         core_hours["labels"] = None if seconds is None else n_snapshots * points * seconds * n_cores / 3600
         if seconds is None:
             notes.append("labels: give labels.seconds_per_point once you know it")
+        jobs["selection"] = 1
+    n_runs = max(len(n_frames), 1)
+    at_once = campaign.computer_for("prediction").max_concurrent
+    jobs["prediction"], jobs["spectra"] = min(at_once, n_runs), 1
     if training is not None:
         n_iterations = len(training.sizes)
         jobs["training"] = n_iterations * len(training.targets)
         core_hours["training"] = None
-        jobs["prediction"] = jobs["spectra"] = n_iterations
-    jobs["prediction"] = jobs.get("prediction", 0) + 1
-    jobs["spectra"] = jobs.get("spectra", 0) + 1
+        jobs["prediction"] += n_iterations * min(at_once, campaign.convergence.trajectories, n_runs)
+        jobs["spectra"] += n_iterations
+    if "reference" in jobs:
+        jobs["comparison"] = 1
     core_hours["prediction"] = None
     return Estimate(
         n_atoms, n_md_steps, sum(n_frames), n_snapshots, points, n_snapshots * points, jobs, core_hours, tuple(notes)

@@ -11,7 +11,7 @@ from ase.io import read, write
 
 import mimyria_wf
 from mimyria_wf.campaign import load_campaign
-from mimyria_wf.campaign_check import CampaignReport, cell_heights, check_campaign, cp2k_data
+from mimyria_wf.campaign_check import CampaignReport, cell_heights, check_campaign, cp2k_data, load_checked
 from mimyria_wf.campaign_file import CampaignFileError
 from mimyria_wf.frames import Trajectory, default_masses
 from mimyria_wf.trajectory import write_trajectory
@@ -1214,8 +1214,17 @@ def test_estimate_of_the_cluster(tmp_path: Path) -> None:
     assert estimate.n_label_snapshots == 40 + 20 + 4000
     assert estimate.n_label_points == 13 * 4060
     # 20 snapshots a job: 10 + 20 of the test, then 10, then 20 more
-    assert estimate.jobs == {"md": 9, "labels": 4, "reference": 2, "training": 6, "prediction": 4, "spectra": 4}
-    assert estimate.n_jobs == 29
+    assert estimate.jobs == {
+        "md": 9,
+        "labels": 4,
+        "reference": 2,
+        "selection": 1,
+        "prediction": 8,  # two at a time, after each of three iterations and at the end
+        "spectra": 4,
+        "training": 6,
+        "comparison": 1,
+    }
+    assert estimate.n_jobs == 35
     hours = estimate.core_hours["labels"]
     assert hours == pytest.approx(13 * 4060 * 2.5e-3 / 3600, rel=1e-12)
     assert any("13 field points" in line for line in estimate.lines())
@@ -1285,6 +1294,34 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     text = swap(swap(CLUSTER, "water.xyz", "water.xyz\n  charge: 1"), "test_size: 20", "test_size: 9000")
     lines = [problem.line for problem in check(tmp_path, text).errors]
     assert lines == [5, 20]
+
+
+def test_missing_files_are_named_in_one_round_with_a_wrong_key(tmp_path: Path) -> None:
+    good_files(tmp_path)
+    text = swap(swap(BULK, "seed: 1", "sed: 1"), "dft.inp", "dft.ipn")
+    (tmp_path / "campaign.yaml").write_text(text)
+    with pytest.raises(CampaignFileError) as caught:
+        load_checked(tmp_path / "campaign.yaml")
+    assert str(caught.value).splitlines() == [
+        "sed is not a key of a campaign: did you mean seed? (campaign.yaml, line 2)",
+        "labels.template must name an existing file, dft.ipn does not exist: did you mean dft.inp? "
+        "(campaign.yaml, line 14)",
+    ]
+    text = swap(swap(GIVEN, "window_fs: 20", "window_fs: 20 fs"), "b.h5", "{path: 'c*.h5'}")
+    (tmp_path / "campaign.yaml").write_text(text)
+    with pytest.raises(CampaignFileError) as caught:
+        load_checked(tmp_path / "campaign.yaml")
+    assert [problem.key_path for problem in caught.value.problems] == [
+        ("trajectories", 0),
+        ("trajectories", 1),
+        ("spectra", "window_fs"),
+    ]
+    for broken in (b"a: [", b"\xff", b"- 1"):
+        (tmp_path / "campaign.yaml").write_bytes(broken)
+        with pytest.raises(CampaignFileError):
+            load_checked(tmp_path / "campaign.yaml")
+    with pytest.raises(CampaignFileError, match="does not exist"):
+        load_checked(tmp_path / "no.yaml")
 
 
 def test_progress_names_the_file_that_is_read(tmp_path: Path) -> None:

@@ -290,8 +290,11 @@ def finished(home: Home) -> tuple[Home, Path, list[str]]:
         reference={"trajectory": 0, "n_frames": 210},
     )
     rng = random.Random(2026)
-    messages = [
-        interrupt(home, path, "NveCalculation", signal.SIGINT, rng),
+    messages = [interrupt(home, path, "NveCalculation", signal.SIGINT, rng)]
+    status = home.json("status", "whole")
+    assert status["state"] == "interrupted"
+    assert status["step"] == f"interrupted: `mimyria-wf resume {status['pk']}` goes on"
+    messages += [
         interrupt(home, path, "TbliteFieldSetCalculation", signal.SIGKILL, rng),
         interrupt(home, path, "TrainingCalculation", signal.SIGKILL, rng),
     ]

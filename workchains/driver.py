@@ -183,6 +183,13 @@ def is_driven(node: orm.WorkChainNode) -> bool:
     return True
 
 
+def was_left(node: orm.WorkChainNode) -> bool:
+    """Say whether the process of this machine that drove a campaign is gone, so that nothing goes on by itself."""
+    runner = node.base.extras.get(RUNNER_KEY, "daemon")
+    on_this_machine = runner.partition(":")[0] == socket.gethostname()
+    return on_this_machine and runner != this_process() and not is_driven(node)
+
+
 def start(inputs: dict[str, Any], campaign: Campaign, tick: Callable[[orm.WorkChainNode], None]) -> orm.WorkChainNode:
     """Run a new campaign in this process until it ends."""
     return _launch(inputs, campaign.name, campaign.content_key(), tick)

@@ -8,6 +8,7 @@ from aiida import orm
 from aiida.common.links import LinkType
 
 from mimyria_wf.errors import CampaignError
+from mimyria_wf.workchains.driver import was_left
 
 
 def load_campaign_node(identifier: str) -> orm.WorkChainNode:
@@ -96,6 +97,8 @@ def status_line(status: dict[str, Any]) -> str:
 def _state(node: orm.WorkChainNode) -> str:
     if node.process_state is None:
         return "created"
+    if not node.is_terminated and was_left(node):
+        return "interrupted"
     return "failed" if node.is_failed else str(node.process_state.value)
 
 
@@ -118,6 +121,8 @@ def _step(node: orm.WorkChainNode, active: list[orm.CalcJobNode]) -> str:
         "SpectraCalculation": "spectra",
         "ComparisonCalculation": "comparison",
     }
+    if not node.is_terminated and was_left(node):
+        return f"interrupted: `mimyria-wf resume {node.pk}` goes on"
     steps = dict.fromkeys(names.get(str(job.process_label), str(job.process_label)) for job in active)
     return " + ".join(steps) or "between steps"
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mimyria_wf.campaign import Campaign, load_campaign
-from mimyria_wf.campaign_check import check_campaign
+from mimyria_wf.campaign import Campaign
+from mimyria_wf.campaign_check import check_campaign, load_checked
 from mimyria_wf.cli import Verb
 from mimyria_wf.errors import CampaignError
 
@@ -44,7 +44,7 @@ def _setup(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _validate(chosen: argparse.Namespace) -> dict[str, Any]:
-    campaign = load_campaign(chosen.file)
+    campaign = load_checked(chosen.file)
     report = check_campaign(campaign)
     report.raise_errors()
     lines = [f"warning: {problem}" for problem in report.warnings]
@@ -77,7 +77,7 @@ def _checked(chosen: argparse.Namespace) -> tuple[Campaign, dict[str, Any]]:
     """Return the campaign of a file that may be submitted, and its codes; say what it warns of."""
     from mimyria_wf.workchains import driver
 
-    campaign = load_campaign(chosen.file)
+    campaign = load_checked(chosen.file)
     report = check_campaign(campaign)
     report.raise_errors()
     driver.require_profile(chosen.profile)
