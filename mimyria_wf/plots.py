@@ -1,8 +1,10 @@
-"""Figures: spectra with error bands, explicit against predicted, learning curves.
+"""Figures: spectra with error bands, parts of them, measured ones, explicit against predicted, learning curves.
 
-matplotlib is imported when a figure is drawn, with the Agg canvas, and its global state is left alone.
+Figures of spectra are written twice, as the picture asked for and beside it as PDF for print. matplotlib is imported
+when a figure is drawn, with the Agg canvas, and its global state is left alone.
 """
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ Array = NDArray[Any]
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 IR_LABEL = r"$n(\omega)\,\alpha(\omega)$ / cm$^{-1}$"
 RAMAN_LABEL = r"$I(\omega)$ / $e^4 a_0^4 E_\mathrm{h}^{-2}$ cm"
+RAMAN_WEIGHTED_LABEL = r"$\tilde\nu^2 I(\omega)$ / $e^4 a_0^4 E_\mathrm{h}^{-2}$ cm$^{-1}$"
 WAVENUMBER_LABEL = r"Wavenumber / cm$^{-1}$"
 KIND_NAMES = {"ir": "IR", "iso": "isotropic", "aniso": "anisotropic", "vv": "VV", "vh": "VH"}
 
@@ -42,6 +45,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.minor.visible": True,
     "mathtext.fontset": "dejavusans",
     "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # fonts that journals accept and programs can edit
 }
 
 
@@ -54,12 +58,14 @@ class Curve:
         values: (n,); NaN is left blank.
         error: (n,) half width of the band, or None; NaN draws none.
         label: in the legend.
+        style: of the line, as matplotlib names it.
     """
 
     wavenumber: Array
     values: Array
     error: Array | None = None
     label: str = ""
+    style: str = "-"
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,17 @@ class LearningPoint:
 
 
 @contextmanager
-def _figure(path: str | Path, rows: int, columns: int, width: float, height: float) -> "Iterator[tuple[Figure, Array]]":
-    """Yield a figure and its axes (rows, columns) in our style, and save it."""
+def _figure(
+    path: str | Path,
+    rows: int,
+    columns: int,
+    width: float,
+    height: float,
+    *,
+    is_for_print: bool = False,
+    **options: Any,
+) -> "Iterator[tuple[Figure, Array]]":
+    """Yield a figure and its axes (rows, columns) in our style, and save it, if for print as PDF too."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -89,53 +104,179 @@ def _figure(path: str | Path, rows: int, columns: int, width: float, height: flo
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        yield figure, figure.subplots(rows, columns, squeeze=False)
+        yield figure, figure.subplots(rows, columns, squeeze=False, **options)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Software": None})
+        # no dates and versions: the same spectra give the same files
+        bare: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".pdf": {"CreationDate": None}}
+        for target in (Path(path), *([_printable(path)] if is_for_print else [])):
+            figure.savefig(target, metadata=bare.get(target.suffix))
 
 
-def _caption(figure: "Figure", caption: str) -> None:
+def _printable(path: str | Path) -> Path:
+    return Path(path).with_suffix(".pdf")
+
+
+def figure_names(path: str | Path) -> list[str]:
+    """Return the names of the files that a figure of spectra is written to."""
+    return list(dict.fromkeys([Path(path).name, _printable(path).name]))
+
+
+def _caption(figure: "Figure", caption: str, warning: str = "") -> None:
+    """Write a caption below, and what is wrong with the spectra above."""
+    width = figure.get_figwidth()
     if caption:
-        import textwrap
-
-        text = "\n".join(textwrap.wrap(caption, int(figure.get_figwidth() * 19)))
+        text = "\n".join(textwrap.wrap(caption, int(width * 19)))
         figure.supxlabel(text, fontsize=7, color="#444444", x=0.02, ha="left")
+    if warning:
+        text = "\n".join(textwrap.wrap(warning, int(width * 15)))
+        figure.suptitle(text, fontsize=8, color="#B00020", fontweight="bold", x=0.02, ha="left")
 
 
-def _draw(axes: "Axes", curve: Curve, colour: str, style: str = "-") -> None:
-    axes.plot(curve.wavenumber, curve.values, style, color=colour, label=curve.label or None)
+def _draw(axes: "Axes", curve: Curve, colour: str, style: str | None = None) -> None:
+    axes.plot(curve.wavenumber, curve.values, style or curve.style, color=colour, label=curve.label or None)
     if curve.error is not None and np.isfinite(curve.error).any():
         axes.fill_between(
             curve.wavenumber, curve.values - curve.error, curve.values + curve.error, color=colour, alpha=0.25, lw=0
         )
 
 
-def _finish_axis(axes: "Axes", curves: Sequence[Curve], label: str, upper: float, letter: str = "") -> None:
+def _finish_axis(axes: "Axes", curves: Sequence[Curve], label: str, upper: float, lower: float = 0.0) -> None:
     axes.set_ylabel(label)
-    axes.set_xlim(0, upper)
+    axes.set_xlim(lower, upper)
     axes.axhline(0, color="#bbbbbb", lw=0.6, zorder=0)
     if any(curve.label for curve in curves):
         axes.legend(loc="best")
-    if letter:
-        axes.text(0.01, 0.97, letter, transform=axes.transAxes, va="top", fontweight="bold")
 
 
-def plot_ir(path: str | Path, curves: Sequence[Curve], caption: str = "", upper: float = 4500.0) -> None:
-    """Draw IR spectra, n alpha [cm^-1], with bands of one standard error.
+def plot_overlay(
+    path: str | Path,
+    curves: Sequence[Curve],
+    label: str,
+    caption: str = "",
+    upper: float = 4500.0,
+    *,
+    lower: float = 0.0,
+    is_logarithmic: bool = False,
+    warning: str = "",
+) -> list[str]:
+    """Draw spectra on top of each other with bands of one standard error; returns the names of the files.
 
     Args:
         path: of the picture.
         curves: what to draw; the first in black.
+        label: of the ordinate.
         caption: line below: kind of spectrum, window, temperature.
         upper: end of the axis [cm^-1].
+        lower: its start [cm^-1].
+        is_logarithmic: show decades.
+        warning: line above, such as gates that failed.
     """
     _require(curves)
-    with _figure(path, 1, 1, 6.0, 3.6) as (figure, axes):
+    with _figure(path, 1, 1, 6.0, 3.6, is_for_print=True) as (figure, axes):
+        panel = axes[0, 0]
         for curve, colour in zip(curves, COLOURS):
-            _draw(axes[0, 0], curve, colour)
-        _finish_axis(axes[0, 0], curves, IR_LABEL, upper)
-        axes[0, 0].set_xlabel(WAVENUMBER_LABEL)
-        _caption(figure, caption)
+            _draw(panel, curve, colour)
+        _finish_axis(panel, curves, label, upper, lower)
+        if is_logarithmic:
+            _logarithmic(panel, curves, upper)
+        else:
+            _fit(panel, curves, lower, upper)
+        panel.set_xlabel(WAVENUMBER_LABEL)
+        _caption(figure, caption, warning)
+    return figure_names(path)
+
+
+def _fit(axes: "Axes", curves: Sequence[Curve], lower: float, upper: float) -> None:
+    """Fit the ordinate to what lies between lower and upper, bands included."""
+    lows, highs = [0.0], [0.0]
+    for curve in curves:
+        band = np.zeros(1) if curve.error is None else np.where(np.isfinite(curve.error), curve.error, 0.0)
+        is_seen = (curve.wavenumber >= lower) & (curve.wavenumber <= upper) & np.isfinite(curve.values)
+        if is_seen.any():
+            lows.append(float((curve.values - band)[is_seen].min()))
+            highs.append(float((curve.values + band)[is_seen].max()))
+    span = max(highs) - min(lows)
+    if span > 0:
+        axes.set_ylim(min(lows) - 0.03 * span, max(highs) + 0.05 * span)
+
+
+def plot_ir(
+    path: str | Path, curves: Sequence[Curve], caption: str = "", upper: float = 4500.0, warning: str = ""
+) -> list[str]:
+    """Draw IR spectra, n alpha [cm^-1]; see :func:`plot_overlay`."""
+    return plot_overlay(path, curves, IR_LABEL, caption, upper, warning=warning)
+
+
+def plot_tensor(
+    path: str | Path,
+    diagonal: Sequence[Curve],
+    mixed: Sequence[Curve],
+    caption: str = "",
+    upper: float = 4500.0,
+    warning: str = "",
+) -> list[str]:
+    """Draw the tensor of IR absorption, its diagonal above its mixed components [cm^-1]; returns the files' names."""
+    _require([*diagonal, *mixed])
+    with _figure(path, 2, 1, 6.0, 4.6, is_for_print=True, sharex=True) as (figure, axes):
+        for panel, curves in zip(axes[:, 0], (diagonal, mixed)):
+            for curve, colour in zip(curves, COLOURS[1:]):
+                _draw(panel, curve, colour)
+            _finish_axis(panel, curves, IR_LABEL, upper)
+            _fit(panel, curves, 0.0, upper)
+        axes[-1, 0].set_xlabel(WAVENUMBER_LABEL)
+        _caption(figure, caption, warning)
+    return figure_names(path)
+
+
+def plot_parts(
+    path: str | Path,
+    total: Curve,
+    parts: Sequence[Curve],
+    label: str,
+    caption: str = "",
+    upper: float = 4500.0,
+    warning: str = "",
+) -> list[str]:
+    """Draw the parts of a cross-correlation analysis below their total, a panel each; returns the names of the files.
+
+    Every panel has its own scale, or small parts would not be seen; the name of a part is followed by its share in the
+    integral of the total over the axis. What is negative is shaded.
+
+    Args:
+        path: of the picture.
+        total: the spectrum that the parts sum to.
+        parts: with their names as labels.
+        label: of the ordinate.
+        caption: line below.
+        upper: end of the axis [cm^-1].
+        warning: line above.
+    """
+    _require([total])
+    is_kept = (total.wavenumber <= upper) & np.isfinite(total.values)
+    whole = float(np.trapezoid(total.values[is_kept], total.wavenumber[is_kept]))
+    rows = len(parts) + 1
+    heights = [1.7] + [1.0] * len(parts)
+    with _figure(
+        path, rows, 1, 6.0, 1.0 + 0.8 * sum(heights), is_for_print=True, sharex=True, height_ratios=heights
+    ) as (figure, axes):
+        for row, curve in enumerate([total, *parts]):
+            panel = axes[row, 0]
+            _draw(panel, curve, COLOURS[0] if row == 0 else COLOURS[1])
+            panel.set_xlim(0, upper)
+            panel.axhline(0, color="#bbbbbb", lw=0.6, zorder=0)
+            _fit(panel, [curve], 0.0, upper)
+            text = curve.label
+            if row:
+                negative = np.where(curve.values < 0, curve.values, 0.0)
+                panel.fill_between(curve.wavenumber, negative, 0, color=COLOURS[2], alpha=0.5, lw=0)
+                part = float(np.trapezoid(curve.values[is_kept], curve.wavenumber[is_kept]))
+                text += f"   {100 * part / whole:+.1f} %" if whole else ""
+                panel.locator_params(axis="y", nbins=3)
+            panel.set_title(text, fontsize=8, loc="left", pad=2.5)
+        figure.supylabel(label, fontsize=9)
+        axes[-1, 0].set_xlabel(WAVENUMBER_LABEL)
+        _caption(figure, caption, warning)
+    return figure_names(path)
 
 
 def plot_raman(
@@ -144,34 +285,41 @@ def plot_raman(
     depolarization: Curve | None = None,
     caption: str = "",
     upper: float = 4500.0,
-) -> None:
-    """Draw Raman lineshapes on top of each other, and the depolarization ratio below them.
+    *,
+    label: str = RAMAN_LABEL,
+    warning: str = "",
+) -> list[str]:
+    """Draw Raman lineshapes on a logarithmic axis and, below, the depolarization ratio; returns the names of the files.
 
     Args:
         path: of the picture.
-        curves: lineshapes by kind (iso, vv, vh) [e^4 a0^4 E_h^-2 cm].
+        curves: by kind (iso, vv, vh).
         depolarization: VH/VV, or None.
         caption: line below.
         upper: end of the axis [cm^-1].
+        label: of the ordinate.
+        warning: line above.
     """
     _require(list(curves.values()))
-    n_rows = 1 if depolarization is None else 2
-    with _figure(path, n_rows, 1, 6.0, 3.6 + 1.3 * (n_rows - 1)) as (figure, axes):
+    rows = 1 if depolarization is None else 2
+    with _figure(
+        path, rows, 1, 6.0, 2.0 + 1.8 * rows, is_for_print=True, sharex=True, height_ratios=[2.0, 1.0][:rows]
+    ) as (figure, axes):
         top = axes[0, 0]
         for curve, colour in zip(curves.values(), COLOURS):
             _draw(top, curve, colour)
-        _finish_axis(top, list(curves.values()), RAMAN_LABEL, upper)
+        _finish_axis(top, list(curves.values()), label, upper)
         # the low frequencies hold most of the intensity: decades show both them and the stretch
         _logarithmic(top, list(curves.values()), upper)
         if depolarization is not None:
-            top.tick_params(labelbottom=False)
             bottom = axes[1, 0]
             _draw(bottom, depolarization, COLOURS[0])
             bottom.axhline(0.75, color=COLOURS[2], lw=0.8, ls="--")
             _finish_axis(bottom, [], "VH / VV", upper)
             bottom.set_ylim(0, 0.9)
         axes[-1, 0].set_xlabel(WAVENUMBER_LABEL)
-        _caption(figure, caption)
+        _caption(figure, caption, warning)
+    return figure_names(path)
 
 
 def plot_comparison(
@@ -180,8 +328,11 @@ def plot_comparison(
     distances: Mapping[str, str] | None = None,
     caption: str = "",
     upper: float = 4000.0,
-) -> None:
+    warning: str = "",
+) -> list[str]:
     """Draw pairs of spectra on top of each other, a panel for each, with their difference; Raman on a logarithmic axis.
+
+    Returns the names of the files.
 
     Args:
         path: of the picture.
@@ -189,10 +340,11 @@ def plot_comparison(
         distances: by kind, the text of the distance.
         caption: line below.
         upper: end of the axis [cm^-1].
+        warning: line above.
     """
     if not pairs:
         raise SpectrumError("no pair of spectra to draw")
-    with _figure(path, len(pairs), 1, 6.0, 1.1 + 1.8 * len(pairs)) as (figure, axes):
+    with _figure(path, len(pairs), 1, 6.0, 1.1 + 1.8 * len(pairs), is_for_print=True) as (figure, axes):
         for row, (kind, (first, second)) in enumerate(pairs.items()):
             panel = axes[row, 0]
             _draw(panel, first, COLOURS[0])
@@ -214,7 +366,8 @@ def plot_comparison(
             if row + 1 < len(pairs):
                 panel.tick_params(labelbottom=False)
         axes[-1, 0].set_xlabel(WAVENUMBER_LABEL)
-        _caption(figure, caption)
+        _caption(figure, caption, warning)
+    return figure_names(path)
 
 
 def _logarithmic(axes: "Axes", curves: Sequence[Curve], upper: float, decades: float = 4.5) -> None:
