@@ -5,17 +5,26 @@ from 0. The transform of Eqs. 2 and 7 is the windowed, even sum ``S(omega) = dt 
 over lags of both signs, with ``w(0) = 1``: whatever the window, the integral of S over the whole axis is 2 pi C(0).
 
 IR, Eq. 2: ``n(omega) alpha(omega) = beta / (6 V c eps0) S_M'(omega)`` [cm^-1]. The harmonic (Kubo) quantum correction
-is inside. Classical mechanics knows no refractive index, hence n alpha and not alpha.
+is inside. Classical mechanics knows no refractive index, hence n alpha and not alpha. Component by component,
+``n_alpha_ab = beta / (2 V c eps0) S_ab(omega)``, whose mean over xx, yy, zz is Eq. 2: for cells and surfaces that are
+not isotropic.
 
 Raman, Eq. 7: ``I_zxst = 1/omega^2 1/(2 pi) S(omega)``, given per unit wavenumber, ``I(nu) = 2 pi c I(omega)``
 [e^4 a0^4 E_h^-2 cm], so that the integral over the axis (both signs) is the polarizability's mean square fluctuation.
 ``nu^2 I(nu)`` [e^4 a0^4 E_h^-2 cm^-1] is finite everywhere and is what is kept; I itself is not a number (NaN) below
 the resolution of the window, where 1/omega^2 times what leaks from zero frequency would diverge.
+
+Two corrections, both before 1/omega^2. Series that were differenced forward over the time dt between frames are damped
+by sinc(pi f dt) in amplitude, so their spectra are divided by sinc^2(pi f dt); the factor is at most pi^2/4, at the
+Nyquist frequency, so that nothing has to be masked. What vibrates faster than that is folded back and no factor
+mends it. On request, the frequency shift of the Verlet integrator with step h is undone: a motion of frequency w moves
+in the trajectory with w_obs, ``w = (2/h) sin(w_obs h/2)``. The transform is evaluated at the w_obs of a uniform axis of
+true frequencies and multiplied with ``dw_obs/dw = 1/cos(w_obs h/2)``, which keeps every line's integral.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations_with_replacement
 from typing import Any, Literal, get_args
 
@@ -66,6 +75,9 @@ class SpectrumSettings:
         temperature: in Eq. 2 [K]; None: each run's own kinetic temperature.
         n_bootstrap: number of resamples of the trajectories.
         seed: of the bootstrap.
+        verlet_timestep: time step of the molecular dynamics, to undo the frequency shift of the Verlet integrator [fs];
+            not the time between frames. None: leave frequencies as they are in the trajectory.
+        corrects_differences: divide by sinc^2 the spectra of series that were made by differences.
     """
 
     window: Window = "hann"
@@ -78,6 +90,8 @@ class SpectrumSettings:
     temperature: float | None = None
     n_bootstrap: int = 500
     seed: int = 0
+    verlet_timestep: float | None = None
+    corrects_differences: bool = True
 
     def __post_init__(self) -> None:
         """Refuse settings without meaning."""
@@ -92,6 +106,8 @@ class SpectrumSettings:
             raise SpectrumError(f"mask_below must not be negative, got {self.mask_below} cm^-1")
         if self.temperature is not None and not (np.isfinite(self.temperature) and self.temperature > 0):
             raise SpectrumError(f"temperature must be positive, got {self.temperature} K")
+        if self.verlet_timestep is not None and not (np.isfinite(self.verlet_timestep) and self.verlet_timestep > 0):
+            raise SpectrumError(f"verlet_timestep must be positive, got {self.verlet_timestep} fs")
         if self.n_bootstrap < 2:
             raise SpectrumError(f"n_bootstrap must be at least 2, got {self.n_bootstrap}")
 
@@ -115,17 +131,32 @@ class Runs:
         n_frames: (n_trajectories,) weights of the mean.
         timestep: [fs].
         temperatures: (n_trajectories,) own kinetic temperatures [K].
+        origins: (n_trajectories,) "velocities" or "differences", where the derivatives come from; empty: velocities.
     """
 
     names: tuple[str, ...]
     n_frames: Array
     timestep: float
     temperatures: Array
+    origins: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Array:
         """(n_trajectories,) fraction of all frames."""
         return self.n_frames / self.n_frames.sum()
+
+
+def correction_notes(runs: Runs, settings: SpectrumSettings) -> tuple[str, ...]:
+    """Return one line for each correction that the spectra carry; for labels, captions and summaries."""
+    notes = []
+    n_differences = runs.origins.count("differences")
+    if n_differences:
+        of_runs = "" if n_differences == len(runs.names) else f" of {n_differences} of {len(runs.names)} runs"
+        done = "divided by sinc^2(pi f dt)" if settings.corrects_differences else "not corrected for sinc^2(pi f dt)"
+        notes.append(f"differences over dt = {runs.timestep:g} fs{of_runs}: {done}")
+    if settings.verlet_timestep is not None:
+        notes.append(f"frequencies corrected for a Verlet time step of {settings.verlet_timestep:g} fs")
+    return tuple(notes)
 
 
 @dataclass(frozen=True)
@@ -138,6 +169,10 @@ class IrSpectrum:
         integrals: (n_trajectories,) of n alpha over the whole axis from 0 to the Nyquist wavenumber [cm^-2].
         runs: the runs; the spectrum is their mean, weighted with their numbers of frames.
         settings: as computed.
+        tensor_per_trajectory: (n_trajectories, 6, n) components of each run, order xx yy zz yz xz xy; the mean of the
+            first three is n alpha [cm^-1].
+        raw_integrals: (n_trajectories,) integrals before the correction of differences, which is what the mean square
+            of the series must equal [cm^-2].
     """
 
     wavenumber: Array
@@ -145,6 +180,8 @@ class IrSpectrum:
     integrals: Array
     runs: Runs
     settings: SpectrumSettings
+    tensor_per_trajectory: Array
+    raw_integrals: Array
 
     @cached_property
     def n_alpha(self) -> Array:
@@ -155,6 +192,16 @@ class IrSpectrum:
     def error(self) -> Array:
         """(n,) standard error from the bootstrap over trajectories [cm^-1]; NaN with a single trajectory."""
         return bootstrap_error(self.per_trajectory, self.runs, self.settings)
+
+    @cached_property
+    def tensor(self) -> Array:
+        """(6, n) components of n alpha, order xx yy zz yz xz xy [cm^-1]."""
+        return np.einsum("t,tcn->cn", self.runs.weights, self.tensor_per_trajectory)
+
+    @cached_property
+    def tensor_error(self) -> Array:
+        """(6, n) standard errors of the components [cm^-1]; NaN with a single trajectory."""
+        return bootstrap_error(self.tensor_per_trajectory, self.runs, self.settings)
 
     @property
     def integral(self) -> float:
@@ -172,6 +219,7 @@ class RamanSpectrum:
         integrals: (n_trajectories, 21) of nu^2 I over the whole axis from 0 up [e^4 a0^4 E_h^-2 cm^-2].
         runs: as for IR.
         settings: as computed.
+        raw_integrals: (n_trajectories, 21) integrals before the correction of differences; None: there was none.
     """
 
     wavenumber: Array
@@ -179,6 +227,7 @@ class RamanSpectrum:
     integrals: Array
     runs: Runs
     settings: SpectrumSettings
+    raw_integrals: Array | None = None
 
     @cached_property
     def inverse_square(self) -> Array:
@@ -301,6 +350,11 @@ def scattering_lineshape(
     Returns:
         (n,) in the unit of the lineshapes.
     """
+    return scattering_weights(incident, scattered) @ lineshapes
+
+
+def scattering_weights(incident: Sequence[float] | Array, scattered: Sequence[float] | Array) -> Array:
+    """Return the weights (21,) with which the lineshapes enter :func:`scattering_lineshape`."""
     vectors = []
     for name, vector in (("incident", incident), ("scattered", scattered)):
         array = np.asarray(vector, dtype=float)
@@ -312,8 +366,7 @@ def scattering_lineshape(
     amplitude = np.array(
         [first[i] * second[j] if i == j else first[i] * second[j] + first[j] * second[i] for i, j in PAIRS]
     )
-    factors = np.array([amplitude[i] * amplitude[j] * (1.0 if i == j else 2.0) for i, j in LINESHAPES])
-    return factors @ lineshapes
+    return np.array([amplitude[i] * amplitude[j] * (1.0 if i == j else 2.0) for i, j in LINESHAPES])
 
 
 def window_values(n_lags: int, timestep: float, settings: SpectrumSettings) -> Array:
@@ -324,37 +377,136 @@ def window_values(n_lags: int, timestep: float, settings: SpectrumSettings) -> A
     return np.where(time <= settings.window_length, np.cos(0.5 * np.pi * time / settings.window_length) ** 2, 0.0)
 
 
-def transform(correlation: Array, timestep: float, settings: SpectrumSettings) -> tuple[Array, Array, Array]:
-    """Window a correlation function and transform it.
+def transform(
+    correlation: Array, timestep: float, settings: SpectrumSettings, *, is_difference: bool = False
+) -> tuple[Array, Array, Array]:
+    """Window a correlation function and transform it, with the corrections that the settings ask for.
 
     Args:
         correlation: (n_lags, n_columns) at lags 0, dt, ...; even in time.
         timestep: dt [fs].
-        settings: window and grid.
+        settings: window, grid and corrections.
+        is_difference: the series were differenced forward over dt.
 
     Returns:
         wavenumber (n,) [cm^-1]; S (n_columns, n), two-sided transform over lags of both signs [unit of C times fs];
         integral of S from 0 to the Nyquist wavenumber (n_columns,) [unit of C times fs cm^-1].
     """
+    return _transform(correlation, timestep, settings, is_difference)[:3]
+
+
+def _transform(
+    correlation: Array, timestep: float, settings: SpectrumSettings, is_difference: bool
+) -> tuple[Array, Array, Array, Array]:
+    """Return what :func:`transform` does, and the integral as it is before the correction of differences.
+
+    The integral is the trapezoidal sum over the points that are kept, plus what lies beyond them, term by term of the
+    cosine series: it is wrong if the kept spectrum is.
+    """
     n_lags = len(correlation)
     n_fft = int(fft.next_fast_len(max(int(np.ceil(WAVENUMBER / (timestep * settings.spacing))), 2 * n_lags), real=True))
     n_fft += n_fft % 2
-    windowed = correlation.T * window_values(n_lags, timestep, settings)
-    even = np.zeros((len(windowed), n_fft))
-    even[:, :n_lags] = windowed
-    if n_lags > 1:
-        even[:, 1 - n_lags :] = windowed[:, :0:-1]
-    full = fft.rfft(even, axis=1).real * timestep
     spacing = WAVENUMBER / (timestep * n_fft)
-    # the trapezoidal rule on a whole period of a band-limited function is exact
-    integral = (full.sum(axis=1) - 0.5 * (full[:, 0] + full[:, -1])) * spacing
-    wavenumber = np.arange(full.shape[1]) * spacing
-    n_kept = int(np.searchsorted(wavenumber, settings.upper_wavenumber * (1 + 1e-12), side="right"))
-    return wavenumber[:n_kept], full[:, :n_kept].copy(), integral
+    nyquist = 0.5 * WAVENUMBER / timestep
+    windowed = (correlation.T * window_values(n_lags, timestep, settings)) * timestep
+    lags = np.arange(1, n_lags)
+    upper = settings.upper_wavenumber * (1 + 1e-12)
+    if settings.verlet_timestep is None:
+        n_kept = min(int(upper / spacing), n_fft // 2) + 1
+        wavenumber = observed = np.arange(n_kept) * spacing
+        spectrum = _uniform_cosines(windowed, n_fft, n_kept)
+        # the trapezoidal sum of a cosine, so that the integral over the whole axis comes out exact
+        partial = spacing * np.sin(2 * np.pi / n_fft * (lags * (n_kept - 1) % n_fft)) / np.tan(np.pi * lags / n_fft)
+    else:
+        step = settings.verlet_timestep
+        if step > timestep * (1 + 1e-6):
+            raise SpectrumError(
+                f"verlet_timestep is the time step of the molecular dynamics and cannot exceed the {timestep:g} fs "
+                f"between frames, got {step:g} fs"
+            )
+        to_phase = np.pi * step / WAVENUMBER  # w h / 2 of a wavenumber
+        # the Jacobian is infinite at the Nyquist frequency of the integrator; stop short of it
+        highest = np.sin(min(to_phase * nyquist, 0.49 * np.pi)) / to_phase
+        wavenumber = np.arange(int(min(upper, highest) / spacing) + 1) * spacing
+        phase = np.arcsin(to_phase * wavenumber)
+        observed = phase / to_phase
+        cosines = _cosines(n_lags, timestep, step, len(wavenumber), spacing)
+        spectrum = windowed @ cosines / np.cos(phase)
+        angle = 2 * np.pi * timestep / WAVENUMBER * lags
+        partial = 2 * np.sin(angle * observed[-1]) / angle
+    beyond = windowed[:, 0] * (nyquist - observed[-1]) - windowed[:, 1:] @ partial
+    raw_integral = spacing * (spectrum.sum(axis=1) - 0.5 * (spectrum[:, 0] + spectrum[:, -1])) + beyond
+    if not (is_difference and settings.corrects_differences):
+        return wavenumber, spectrum, raw_integral, raw_integral
+    # numpy's sinc(x) is sin(pi x)/(pi x)
+    spectrum = spectrum / np.sinc(observed * timestep / WAVENUMBER) ** 2
+    integral = spacing * (spectrum.sum(axis=1) - 0.5 * (spectrum[:, 0] + spectrum[:, -1])) + beyond
+    return wavenumber, spectrum, integral, raw_integral
+
+
+def _uniform_cosines(values: Array, n_fft: int, n_points: int) -> Array:
+    """Return ``v_0 + 2 sum_k v_k cos(2 pi k m / n_fft)`` for m = 0 ... n_points - 1.
+
+    By Bluestein's chirp transform, which costs what the lags and the points that are wanted cost, and not what n_fft
+    does. Two real rows go as real and imaginary part of one: the transform of an even series is real.
+
+    Args:
+        values: (n_rows, n_lags).
+        n_fft: of the grid.
+        n_points: number of points kept.
+
+    Returns:
+        (n_rows, n_points).
+    """
+    n_rows, n_lags = values.shape
+    chirp, kernel, n_chirp = _chirp(n_lags, n_points, n_fft)
+    paired = np.zeros((-(-n_rows // 2), n_chirp), dtype=complex)
+    middle = n_lags - 1
+    paired.real[:, middle : middle + n_lags] = values[0::2]
+    paired.imag[: n_rows // 2, middle : middle + n_lags] = values[1::2]
+    paired[:, :middle] = paired[:, middle + n_lags - 1 : middle : -1]
+    paired[:, : 2 * n_lags - 1] *= np.concatenate([chirp[middle:0:-1], chirp[:n_lags]])
+    found = np.empty((2 * len(paired), n_points))
+    for start in range(0, len(paired), 16):
+        slab = fft.fft(paired[start : start + 16], axis=1)
+        slab *= kernel
+        slab = fft.ifft(slab, axis=1, overwrite_x=True)[:, 2 * middle : 2 * middle + n_points]
+        slab *= chirp[:n_points]
+        found[2 * start : 2 * start + 2 * len(slab) : 2] = slab.real
+        found[2 * start + 1 : 2 * start + 2 * len(slab) : 2] = slab.imag
+    return found[:n_rows]
+
+
+@lru_cache(maxsize=4)
+def _chirp(n_lags: int, n_points: int, n_fft: int) -> tuple[Array, Array, int]:
+    """Return exp(-i pi j^2/n_fft) for j = 0, 1, ..., and the transform of its conjugate, and the length of that."""
+    middle = n_lags - 1
+    index = np.arange(max(n_lags, n_points + middle))
+    # the square is reduced as an integer, or its phase would lose digits
+    chirp = np.exp(-1j * np.pi / n_fft * (index**2 % (2 * n_fft)))
+    n_chirp = int(fft.next_fast_len(n_points + 2 * middle))
+    kernel = np.zeros(n_chirp, dtype=complex)
+    # found[m] = sum_k even[k] chirp[k] conj(chirp[m - k]); m - k runs from -middle to n_points - 1 + middle
+    difference = np.arange(-middle, n_points + middle)
+    kernel[difference + middle] = np.conj(chirp[np.abs(difference)])
+    return chirp, fft.fft(kernel), n_chirp
+
+
+@lru_cache(maxsize=2)
+def _cosines(n_lags: int, timestep: float, step: float, n_points: int, spacing: float) -> Array:
+    """Return the factors (n_lags, n_points) of the cosine series at the observed frequencies of a true axis."""
+    to_phase = np.pi * step / WAVENUMBER
+    observed = np.arcsin(to_phase * spacing * np.arange(n_points)) / to_phase
+    cosines = 2 * np.cos(2 * np.pi * timestep / WAVENUMBER * np.outer(np.arange(n_lags), observed))
+    cosines[0] = 1.0
+    return cosines
 
 
 def ir_prefactor(temperature: float, volume: float) -> float:
-    """Return beta / (6 V c eps0), which turns S_M' [e^2 A^2/fs] into n alpha [cm^-1], Eq. 2."""
+    """Return beta / (6 V c eps0), which turns S_M' [e^2 A^2/fs] into n alpha [cm^-1], Eq. 2.
+
+    Three times that is the prefactor of one Cartesian component.
+    """
     return (E * 1e-10) ** 2 * 1e15 / (6 * BOLTZMANN * temperature * volume * 1e-30 * C * EPS0) / 100
 
 
@@ -379,10 +531,17 @@ def ir_spectrum(series: Iterable[DerivativeSeries], settings: SpectrumSettings |
         if run.volume is None:
             raise SpectrumError(f"{run.name}: n alpha needs a volume; give the cell or, for a cluster, --volume [A^3]")
         factor = ir_prefactor(settings.temperature or run.temperature, run.volume)
-        correlation = collected.correlate(run, dipole, ((0, 0), (1, 1), (2, 2))).sum(axis=1, keepdims=True)
-        collected.add(run, correlation, factor)
-    wavenumber, per_trajectory, integrals = collected.stacked()
-    return IrSpectrum(wavenumber, per_trajectory[:, 0], integrals[:, 0], collected.runs(), settings)
+        collected.add(run, collected.correlate(run, dipole, PAIRS), 3 * factor)
+    wavenumber, tensor, integrals, raw_integrals = collected.stacked()
+    return IrSpectrum(
+        wavenumber=wavenumber,
+        per_trajectory=tensor[:, :3].mean(axis=1),
+        integrals=integrals[:, :3].mean(axis=1),
+        runs=collected.runs(),
+        settings=settings,
+        tensor_per_trajectory=tensor,
+        raw_integrals=raw_integrals[:, :3].mean(axis=1),
+    )
 
 
 def raman_spectrum(series: Iterable[DerivativeSeries], settings: SpectrumSettings | None = None) -> RamanSpectrum:
@@ -397,8 +556,8 @@ def raman_spectrum(series: Iterable[DerivativeSeries], settings: SpectrumSetting
     for run in series:
         correlation = collected.correlate(run, run.total_polarizability_derivative, LINESHAPES)
         collected.add(run, correlation, raman_prefactor())
-    wavenumber, per_trajectory, integrals = collected.stacked()
-    return RamanSpectrum(wavenumber, per_trajectory, integrals, collected.runs(), settings)
+    wavenumber, per_trajectory, integrals, raw_integrals = collected.stacked()
+    return RamanSpectrum(wavenumber, per_trajectory, integrals, collected.runs(), settings, raw_integrals)
 
 
 @dataclass
@@ -411,6 +570,8 @@ class _Collector:
     temperatures: list[float] = field(default_factory=list)
     spectra: list[Array] = field(default_factory=list)
     integrals: list[Array] = field(default_factory=list)
+    raw_integrals: list[Array] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
     timestep: float | None = None
     wavenumber: Array | None = None
 
@@ -438,21 +599,32 @@ class _Collector:
         return pair_correlations(columns, pairs, max_lag, self.settings.estimator)
 
     def add(self, run: DerivativeSeries, correlation: Array, factor: float) -> None:
-        self.wavenumber, spectrum, integral = transform(correlation, run.timestep, self.settings)
+        origin = getattr(run, "origin", "velocities")
+        self.wavenumber, spectrum, integral, raw_integral = _transform(
+            correlation, run.timestep, self.settings, origin == "differences"
+        )
+        self.origins.append(origin)
         self.names.append(run.name)
         self.n_frames.append(run.n_frames)
         self.temperatures.append(run.temperature)
         self.spectra.append(factor * spectrum)
         self.integrals.append(factor * integral)
+        self.raw_integrals.append(factor * raw_integral)
 
-    def stacked(self) -> tuple[Array, Array, Array]:
+    def stacked(self) -> tuple[Array, Array, Array, Array]:
         if self.wavenumber is None:
             raise SpectrumError("no trajectory to compute a spectrum from")
-        return self.wavenumber, np.array(self.spectra), np.array(self.integrals)
+        return self.wavenumber, np.array(self.spectra), np.array(self.integrals), np.array(self.raw_integrals)
 
     def runs(self) -> Runs:
         assert self.timestep is not None
-        return Runs(tuple(self.names), np.array(self.n_frames), self.timestep, np.array(self.temperatures))
+        return Runs(
+            tuple(self.names),
+            np.array(self.n_frames),
+            self.timestep,
+            np.array(self.temperatures),
+            tuple(self.origins),
+        )
 
 
 def bootstrap_weights(n_frames: Array, n_bootstrap: int, seed: int) -> Array:
@@ -485,15 +657,26 @@ def _bootstrap_spread(statistic: Callable[[Array], Array], runs: Runs, settings:
 def bootstrap_error(per_trajectory: Array, runs: Runs, settings: SpectrumSettings) -> Array:
     """Return the standard error of the mean spectrum from a bootstrap over trajectories.
 
+    The mean is linear in the weights w of a resample. With ``W - <W> = Q R`` over all resamples, the deviations
+    ``(W - <W>) x`` have the norm of ``R x``, so that the resampled spectra need not be made one by one.
+
     Args:
-        per_trajectory: (n_trajectories, n).
+        per_trajectory: (n_trajectories, ..., n).
         runs: their lengths.
         settings: number of resamples and seed.
 
     Returns:
-        (n,), NaN if there is one trajectory only.
+        (..., n), NaN if there is one trajectory only.
     """
-    return _bootstrap_spread(lambda weights: weights @ per_trajectory, runs, settings, per_trajectory.shape[1])
+    shape = per_trajectory.shape[1:]
+    n_runs = len(runs.n_frames)
+    if n_runs < 2:
+        return np.full(shape, np.nan)
+    weights = bootstrap_weights(runs.n_frames, settings.n_bootstrap, settings.seed)
+    reduced = np.linalg.qr(weights - weights.mean(axis=0), mode="r")
+    deviations = reduced @ per_trajectory.reshape(n_runs, -1)
+    square = np.einsum("bn,bn->n", deviations, deviations) / settings.n_bootstrap
+    return np.asarray(np.sqrt(square * (n_runs / (n_runs - 1))).reshape(shape))
 
 
 def spectral_distance(wavenumber: Array, a: Array, b: Array, lower: float = 0.0, upper: float = 4000.0) -> float:
