@@ -172,7 +172,7 @@ class IrSpectrum:
         tensor_per_trajectory: (n_trajectories, 6, n) components of each run, order xx yy zz yz xz xy; the mean of the
             first three is n alpha [cm^-1].
         raw_integrals: (n_trajectories,) integrals before the correction of differences, which is what the mean square
-            of the series must equal [cm^-2].
+            of the series must equal [cm^-2]; None: there was none.
     """
 
     wavenumber: Array
@@ -181,7 +181,7 @@ class IrSpectrum:
     runs: Runs
     settings: SpectrumSettings
     tensor_per_trajectory: Array
-    raw_integrals: Array
+    raw_integrals: Array | None = None
 
     @cached_property
     def n_alpha(self) -> Array:
