@@ -17,7 +17,9 @@ from mimyria_wf.errors import TrajectoryError
 from mimyria_wf.frames import Array, Trajectory, TrajectoryReader, as_cell, default_masses, kinetic_energies
 from mimyria_wf.h5md import H5mdReader
 from mimyria_wf.h5md_writer import TrajectoryWriter
+from mimyria_wf.lammps_dump import LammpsDumpReader
 from mimyria_wf.trajectory_formats import AseReader, Cp2kReader, ExtxyzReader, extxyz_frame
+from mimyria_wf.vasp_trajectory import OutcarReader, VaspH5Reader, VaspReader, VasprunReader, XdatcarReader
 
 __all__ = [
     "Array",
@@ -45,11 +47,14 @@ def open_trajectory(
     cell: ArrayLike | None = None,
     pbc: bool | Iterable[bool] | None = None,
     drop_truncated: bool = False,
+    units: str | None = None,
+    elements: Sequence[str] | Mapping[int, str] | None = None,
 ) -> TrajectoryReader:
     """Open a trajectory for streaming.
 
     Formats: H5MD (``.h5``, ``.hdf5``, ``.h5md``); extended XYZ with velocities in ``vel`` [A/fs] or ``momenta``;
-    CP2K's ``*-pos-*.xyz`` with ``*-vel-*.xyz`` beside it; anything that ASE reads.
+    CP2K's ``*-pos-*.xyz`` with ``*-vel-*.xyz`` beside it; LAMMPS text dumps; VASP's ``vaspout.h5``, ``vasprun.xml``,
+    ``OUTCAR`` and ``XDATCAR``; anything that ASE reads.
 
     Args:
         path: the file.
@@ -59,6 +64,8 @@ def open_trajectory(
         pbc: overrides what the file says.
         drop_truncated: accept a text file that a killed run left with an unfinished last frame, and pos and vel
             files of different lengths: read what both hold.
+        units: unit style of a LAMMPS dump that does not say it.
+        elements: of the atom types 1, 2, ... of a LAMMPS dump that has no column ``element``.
 
     Raises:
         TrajectoryError: one line that names the file and the remedy.
@@ -75,6 +82,12 @@ def open_trajectory(
     kind = _format(path)
     if velocities is not None and kind is not Cp2kReader:
         raise TrajectoryError(f"{path}: a velocity file goes with CP2K's *-pos-*.xyz only")
+    if (units is not None or elements is not None) and kind is not LammpsDumpReader:
+        raise TrajectoryError(f"{path}: a unit style and elements of atom types go with LAMMPS dumps only")
+    if kind is LammpsDumpReader:
+        return LammpsDumpReader(path, timestep, vectors, periodic, drop_truncated, units, elements)
+    if issubclass(kind, VaspReader):
+        return kind(path, timestep, vectors, periodic, drop_truncated)
     if kind is Cp2kReader:
         velocity_path = None if velocities is None else Path(velocities)
         if velocity_path is not None and not velocity_path.is_file():
@@ -88,6 +101,11 @@ def open_trajectory(
 
 
 def _format(path: Path) -> type[TrajectoryReader]:
+    for word, kind in (("vaspout", VaspH5Reader), ("vasprun", VasprunReader), ("XDATCAR", XdatcarReader)):
+        if word in path.name:
+            return kind
+    if "OUTCAR" in path.name and path.suffix != ".gz":
+        return OutcarReader
     if path.suffix in (".h5", ".hdf5", ".h5md"):
         return H5mdReader
     if path.suffix in (".xyz", ".extxyz"):
@@ -98,6 +116,9 @@ def _format(path: Path) -> type[TrajectoryReader]:
         if "Properties" not in comment and "i =" in comment and "time =" in comment:
             return Cp2kReader
         return ExtxyzReader
+    with path.open("rb") as binary:
+        if binary.read(5) == b"ITEM:":
+            return LammpsDumpReader
     return AseReader
 
 
@@ -223,6 +244,8 @@ def join(
     cell: ArrayLike | None = None,
     pbc: bool | Iterable[bool] | None = None,
     drop_truncated: bool = False,
+    units: str | None = None,
+    elements: Sequence[str] | Mapping[int, str] | None = None,
     start: int = 0,
     stop: int | None = None,
     stride: int = 1,
@@ -257,6 +280,8 @@ def join(
             cell=cell,
             pbc=pbc,
             drop_truncated=drop_truncated,
+            units=units,
+            elements=elements,
         )
         for i, path in enumerate(paths)
     ]
