@@ -224,7 +224,7 @@ class TestXdatcar:
         np.testing.assert_array_equal(run.numbers, NUMBERS[order])
         difference = (run.positions - motion()[0][1:4:2]) @ np.linalg.inv(CELL)
         np.testing.assert_allclose(difference, np.round(difference), atol=1e-7)  # eight decimals of fractions
-        with pytest.raises(TrajectoryError, match="VELOCITY = .TRUE. and give vaspout.h5"):
+        with pytest.raises(TrajectoryError, match=r"VELOCITY = \.TRUE\. and give vaspout.h5"):
             reader.require_velocities()
 
     def test_time_unknown(self, tmp_path):
@@ -298,7 +298,7 @@ class TestVasprun:
 
     def test_velocities_absent(self, tmp_path):
         reader = open_trajectory(write_vasprun(tmp_path / "vasprun.xml", has_velocities=False))
-        with pytest.raises(TrajectoryError, match="vasprun.xml: no velocities, which spectra need"):
+        with pytest.raises(TrajectoryError, match=r"vasprun\.xml: no velocities, which spectra need"):
             reader.require_velocities()
 
     def test_no_md(self, tmp_path):
@@ -400,5 +400,5 @@ class TestVaspH5:
     def test_not_one(self, tmp_path):
         path = tmp_path / "vaspout.h5"
         path.write_bytes(b"nothing")
-        with pytest.raises(TrajectoryError, match="not a vaspout.h5"):
+        with pytest.raises(TrajectoryError, match=r"not a vaspout\.h5"):
             open_trajectory(path)
