@@ -24,7 +24,8 @@ class PredictionCalculation(ConsoleCalculation):
         super().define(spec)
         define_trajectories(spec)
         spec.input_namespace("models", valid_type=orm.SinglefileData, dynamic=True, help="apt and/or pgt")
-        spec.input("settings", valid_type=orm.Dict, help="stride, batch_size, charge, volume, ...")
+        spec.input("settings", valid_type=orm.Dict, help="stride, batch_size, charge, volume, max_lag_fs, ...")
+        spec.input("groups", valid_type=orm.SinglefileData, required=False, help="resolved groups and relations, YAML")
 
     def links(self) -> list[tuple[orm.RemoteData, str, str]]:
         """Link the trajectories."""
@@ -37,4 +38,7 @@ class PredictionCalculation(ConsoleCalculation):
             copy_file(folder, f"{target}.pt", self.inputs.models[target])
             models += ["--model", f"{target}.pt"]
         names = trajectory_names(self.inputs)
+        if "groups" in self.inputs:
+            copy_file(folder, "groups.yaml", self.inputs.groups)
+            models += ["--groups", "groups.yaml"]
         return [["predict", *models, *names, *flags(self.inputs.settings.get_dict()), "-o", "derivatives"]]

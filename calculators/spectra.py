@@ -9,9 +9,22 @@ from aiida.common.folders import Folder
 from aiida.engine import CalcJobProcessSpec, ExitCode
 
 from mimyria_wf.calculators.console import ConsoleCalculation, ConsoleParser
+from mimyria_wf.calculators.data import copy_file
 from mimyria_wf.calculators.md import flags
 
-SPECTRA_FILES = ("spectra/*.csv", "spectra/summary.json", "spectra/*.png", "spectra/*.npz")
+SPECTRA_FILES = ("*.csv", "*.json", "*.png", "*.pdf", "*.nc", "jcamp/*.jdx")
+
+
+def spectra_flags(settings: orm.Dict) -> list[str]:
+    """Return the flags of `mimyria-wf spectra`; a geometry may begin with a minus and stands with its flag."""
+    values = settings.get_dict()
+    geometries = values.pop("geometry", [])
+    return [*flags(values), *(f"--geometry={geometry}" for geometry in geometries)]
+
+
+def spectra_files_of(directory: str) -> list[tuple[str, str, int]]:
+    """Return what is retrieved of a folder of spectra."""
+    return [(f"{directory}/{name}", ".", 2 + name.count("/")) for name in SPECTRA_FILES]
 
 
 class SpectraCalculation(ConsoleCalculation):
@@ -25,7 +38,10 @@ class SpectraCalculation(ConsoleCalculation):
         spec.input(
             "series", valid_type=orm.Dict, help='{"files": [{"folder": key in derivatives, "name": of the run}]}'
         )
-        spec.input("settings", valid_type=orm.Dict, help="window_fs, upper_wavenumber_per_cm, temperature_K, ...")
+        spec.input(
+            "settings", valid_type=orm.Dict, help="window_fs, upper_wavenumber_per_cm, geometry, statistics, ..."
+        )
+        spec.input("measured", valid_type=orm.SinglefileData, required=False, help="measured spectrum to overlay")
         spec.input(
             "previous", valid_type=orm.RemoteData, required=False, help="folder of an earlier SpectraCalculation"
         )
@@ -49,7 +65,12 @@ class SpectraCalculation(ConsoleCalculation):
     def command_lines(self, folder: Folder) -> list[list[str]]:
         """Return the calls."""
         names = [f"{entry['name']}.h5" for entry in self.inputs.series.get_dict()["files"]]
-        lines = [["spectra", *names, *flags(self.inputs.settings.get_dict()), "-o", "spectra"]]
+        settings = spectra_flags(self.inputs.settings)
+        if "measured" in self.inputs:
+            name = self.inputs.measured.filename
+            copy_file(folder, name, self.inputs.measured)
+            settings += ["--measured", name]
+        lines = [["spectra", *names, *settings, "-o", "spectra"]]
         if "previous" in self.inputs:
             lines.append(["compare", "previous", "spectra"])
         return lines
@@ -57,7 +78,7 @@ class SpectraCalculation(ConsoleCalculation):
     def prepare_for_submission(self, folder: Folder) -> Any:
         """Retrieve the tables and figures too."""
         info = super().prepare_for_submission(folder)
-        info.retrieve_list += [(name, ".", 2) for name in SPECTRA_FILES]
+        info.retrieve_list += spectra_files_of("spectra")
         return info
 
 
@@ -94,7 +115,7 @@ class ComparisonCalculation(ConsoleCalculation):
 
     def command_lines(self, folder: Folder) -> list[list[str]]:
         """Return the calls."""
-        settings = flags(self.inputs.settings.get_dict())
+        settings = spectra_flags(self.inputs.settings)
         parts = [f"{key}.h5" for key in sorted(self.inputs.explicit)]
         return [
             ["join", *parts, "-o", "explicit.h5"],
@@ -106,8 +127,6 @@ class ComparisonCalculation(ConsoleCalculation):
     def prepare_for_submission(self, folder: Folder) -> Any:
         """Retrieve tables and figures too."""
         info = super().prepare_for_submission(folder)
-        info.retrieve_list += [
-            (f"{d}/{name}", ".", 2) for d in ("explicit", "predicted") for name in ("*.csv", "*.json")
-        ]
-        info.retrieve_list += [("*.png", ".", 0)]
+        info.retrieve_list += [entry for side in ("explicit", "predicted") for entry in spectra_files_of(side)]
+        info.retrieve_list += [("*.png", ".", 0), ("*.pdf", ".", 0)]
         return info

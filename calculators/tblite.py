@@ -12,6 +12,7 @@ import numpy as np
 from aiida import orm
 from aiida.common.folders import Folder
 from aiida.engine import CalcJobProcessSpec, ExitCode
+from ruamel.yaml import YAML
 
 from mimyria_wf.calculators.console import ConsoleCalculation, ConsoleParser
 from mimyria_wf.calculators.data import copy_file, field_forces_node
@@ -108,6 +109,7 @@ class ReferenceCalculation(ConsoleCalculation):
         define_trajectories(spec)
         spec.input("level_of_theory", valid_type=orm.Dict)
         spec.input("settings", valid_type=orm.Dict, help="targets, step, start, stop, volume, charge, multiplicity")
+        spec.input("groups", valid_type=orm.SinglefileData, required=False, help="resolved groups, YAML")
 
     def links(self) -> list[tuple[orm.RemoteData, str, str]]:
         """Link the trajectory."""
@@ -119,4 +121,10 @@ class ReferenceCalculation(ConsoleCalculation):
         engine = flags({key: level[key] for key in ("engine", "method", "accuracy") if key in level})
         settings = flags(self.inputs.settings.get_dict())
         name = trajectory_names(self.inputs)[0]
+        if "groups" in self.inputs:
+            scheme = YAML(typ="safe").load(self.inputs.groups.get_content("r"))
+            scheme.pop("relations", None)  # they need the whole run at once, and this may be one part of several
+            with folder.open("groups.yaml", "w") as handle:
+                YAML(typ="safe").dump(scheme, handle)
+            settings += ["--groups", "groups.yaml"]
         return [["label", name, *engine, *settings, "--derivatives", "explicit.h5"]]

@@ -607,6 +607,62 @@ class Spectra(Section):
     temperature_K: Positive | None = Field(
         None, description="Temperature in the prefactors. By default each run's own kinetic temperature."
     )
+    verlet_correction: Bool = Field(
+        False,
+        description="Move lines to where exact integration would have put them: velocity Verlet raises a vibration by "
+        "(2 pi c nu dt)^2/24. Figures and summary say so.",
+    )
+    verlet_timestep_fs: Positive | None = Field(
+        None,
+        description="With `trajectories` and `verlet_correction`: time step of the MD that made them, not of their "
+        "frames.",
+    )
+    geometries: tuple[Text, ...] = Field(
+        (),
+        description="Raman scattering geometries of the final spectra, e.g. `[Z(XX)Z, X(YZ)Y]`, or polarisations of "
+        "incident and scattered light, `1,0,0:0,1,0`.",
+    )
+    statistics: Literal["classical", "harmonic", "bose-reduced", "susceptibility"] = Field(
+        "classical",
+        description="Form of the final Raman spectra, written beside the classical lineshapes with 1/w^2.",
+    )
+    laser_nm: Positive | None = Field(
+        None, description="Wavelength of the laser: the same form with the factor (nu_in - nu)^4 / nu_in^4."
+    )
+    measured: Text | None = Field(
+        None,
+        description="Measured spectrum to draw over the final ones: JCAMP-DX, or two columns with their units in the "
+        "header.",
+        json_schema_extra=FILE,
+    )
+
+    @field_validator("geometries")
+    @classmethod
+    def _are_geometries(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from mimyria_wf.errors import MimyriaError
+        from mimyria_wf.geometry import ScatteringGeometry
+
+        for text in value:
+            try:
+                ScatteringGeometry.parse(text)
+            except MimyriaError as error:
+                statement, _, remedy = str(error).partition("; ")
+                raise wrong("", f"are not understood, {statement}", remedy) from None
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.verlet_timestep_fs is not None and not self.verlet_correction:
+            raise wrong("verlet_timestep_fs", "does nothing without verlet_correction: true", "add it, or remove this")
+        if self.laser_nm is not None:
+            from mimyria_wf.errors import MimyriaError
+            from mimyria_wf.intensity import RamanForm
+
+            try:
+                RamanForm(self.statistics, self.laser_nm)
+            except MimyriaError as error:
+                raise wrong("laser_nm", f"does not fit, {error}") from None
+        return self
 
 
 class Reference(Section):
@@ -790,6 +846,18 @@ class Campaign(Section):
             raise wrong(
                 "reference", "needs labels.engine: tblite", "remove it: one label a frame is too dear otherwise"
             )
+        if self.sampling is not None and self.spectra.verlet_timestep_fs is not None:
+            raise wrong(
+                "spectra.verlet_timestep_fs",
+                "is for trajectories made elsewhere",
+                "remove it: sampling.timestep_fs is used",
+            )
+        if self.trajectories is not None and self.spectra.verlet_correction and self.spectra.verlet_timestep_fs is None:
+            raise wrong(
+                "spectra.verlet_correction",
+                "needs the time step of the MD, which trajectories do not tell",
+                "add verlet_timestep_fs: (the MD's step, not the time between frames)",
+            )
         n_trajectories = self.sampling.nve.n_trajectories if self.sampling else math.inf
         if self.reference is not None and self.reference.trajectory >= n_trajectories:
             raise wrong(
@@ -871,8 +939,16 @@ class Campaign(Section):
             estimator=self.spectra.estimator,
             upper_wavenumber=self.spectra.upper_wavenumber_per_cm,
             temperature=self.spectra.temperature_K,
+            verlet_timestep=self.verlet_timestep,
             seed=self.seed,
         )
+
+    @property
+    def verlet_timestep(self) -> float | None:
+        """MD time step that frequencies are corrected for [fs]; None without correction."""
+        if not self.spectra.verlet_correction:
+            return None
+        return self.sampling.timestep if self.sampling is not None else self.spectra.verlet_timestep_fs
 
     def path(self, value: str) -> Path:
         """Return the absolute path of a path in the file.
@@ -1063,10 +1139,9 @@ def _plain_files(section: type[BaseModel], data: Any, key_path: KeyPath) -> Iter
             value, here = data.get(info.alias or name), (*key_path, info.alias or name)
             child = section_of(info.annotation)
             if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("file"):
-                values = enumerate(value) if isinstance(value, list) else [(None, value)]
-                for i, text in values:
+                for i, text in enumerate(value if isinstance(value, list) else [value]):
                     if isinstance(text, str) and text:
-                        yield here if i is None else (*here, i), text
+                        yield (*here, i) if isinstance(value, list) else here, text
             elif child is not None:
                 yield from _plain_files(child, value, here)
 

@@ -343,6 +343,7 @@ def _configure_label(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", type=int, help="with --derivatives: end of the frames")
     parser.add_argument("--volume", type=float, help="with --derivatives: nominal volume of a cluster [A^3]")
     parser.add_argument("--keep-sum-rules", action="store_true", help="with --derivatives: do not project")
+    parser.add_argument("--groups", default="all", help="with --derivatives: all, species, or a YAML file of groups")
     parser.add_argument("--charge", type=int, help="total charge, if the file does not say it")
     parser.add_argument("--multiplicity", type=int, help="2S + 1, if the file does not say it")
 
@@ -366,6 +367,7 @@ def _label(chosen: argparse.Namespace) -> dict[str, Any]:
             stop=chosen.stop,
             volume=chosen.volume,
             project_sum_rules=not chosen.keep_sum_rules,
+            **({} if chosen.groups == "all" else {"groups": _groups(chosen.groups)}),
             **common,
         )
     if chosen.vectors is not None:
@@ -424,7 +426,14 @@ def _configure_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", help="trajectories")
     parser.add_argument("--model", type=Path, action="append", required=True, help="APT and/or PGT model")
     parser.add_argument("--stride", type=int, default=1, help="frames between predicted tensors; splined in between")
-    parser.add_argument("--groups", default="all", help="all, or species: one group an element")
+    parser.add_argument(
+        "--groups",
+        default="all",
+        help="parts of the spectra: all (one), species (one an element), or a YAML file of groups and relations",
+    )
+    parser.add_argument(
+        "--max-lag-fs", type=float, help="longest correlation time of relations (default 2000): the longest window"
+    )
     parser.add_argument("--batch-size", type=int, help="frames in one evaluation")
     parser.add_argument("--keep-sum-rules", action="store_true", help="do not project onto the acoustic sum rules")
     parser.add_argument("--volume", type=float, help="nominal volume of a cluster [A^3]")
@@ -443,7 +452,8 @@ def _predict(chosen: argparse.Namespace) -> dict[str, Any]:
         chosen.files,
         chosen.output,
         stride=chosen.stride,
-        groups=chosen.groups,
+        groups=_groups(chosen.groups),
+        **({} if chosen.max_lag_fs is None else {"max_lag": chosen.max_lag_fs}),
         projects_sum_rules=not chosen.keep_sum_rules,
         batch_size=chosen.batch_size,
         volume=chosen.volume,
@@ -455,37 +465,254 @@ def _predict(chosen: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def _configure_spectra(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", type=Path, nargs="+", help="files of `predict`, or extxyz with vel, apt, pgt columns")
+def _groups(text: str) -> str | Path:
+    return text if text in ("all", "species") else Path(text)
+
+
+def _configure_groups(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="YAML file of groups and relations")
+    parser.add_argument("trajectories", type=Path, nargs="+", help="the trajectories that it is meant for, all of them")
+    parser.add_argument("--timestep-fs", type=float, help="where the files do not say it")
+    parser.add_argument("-o", "--output", type=Path, help="resolved YAML file; RDFs that were needed beside it")
+
+
+def _groups_report(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.groups import groups_report
+
+    return groups_report(
+        chosen.file,
+        chosen.trajectories,
+        out=chosen.output,
+        timestep=chosen.timestep_fs,
+        progress=progress_for(chosen),
+    )
+
+
+def _configure_derive(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", type=Path, nargs="+", help="of one run in order: CP2K moments or polarizabilities, VASP runs, tables"
+    )
+    parser.add_argument("--kind", choices=("dipole", "polarizability", "dielectric"), required=True)
+    parser.add_argument("--unit", help="tables: debye, 'e A', a.u. (dipole); a.u., A^3 (polarizability)")
+    parser.add_argument("--columns", help="tables: order of columns, e.g. 'xx yy zz xy yz zx'; - leaves one out")
+    parser.add_argument("--timestep-fs", type=float, help="between values, if the files do not say it")
+    parser.add_argument("--temperature-K", type=float, help="of the run, or give its trajectory")
+    parser.add_argument("--trajectory", type=Path, help="of the same run: gives temperature, cell and time step")
+    parser.add_argument("--volume", type=float, help="[A^3], or give the cell")
+    parser.add_argument("--cell", type=_json_list, help="as JSON: edges, six parameters, or three vectors [A]")
+    parser.add_argument("--start", type=int, default=0, help="first value")
+    parser.add_argument("--stop", type=int, help="end of the values")
+    parser.add_argument("--name", help="of the run")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="derivatives file OUT.h5 for `spectra`")
+
+
+def _derive(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.property_series import derive_files
+
+    return derive_files(
+        chosen.files,
+        chosen.output,
+        kind=chosen.kind,
+        unit=chosen.unit,
+        columns=chosen.columns,
+        timestep=chosen.timestep_fs,
+        temperature=chosen.temperature_K,
+        trajectory=chosen.trajectory,
+        volume=chosen.volume,
+        cell=chosen.cell,
+        start=chosen.start,
+        stop=chosen.stop,
+        name=chosen.name,
+    )
+
+
+def _window_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, help="[K]; by default each run's own kinetic temperature")
+    parser.add_argument("--window", choices=("hann", "boxcar"), default="hann", help="on the correlation functions")
+    parser.add_argument("--window-fs", type=float, default=500.0, help="longest correlation time (default 500)")
+    parser.add_argument("--estimator", choices=("unbiased", "biased"), default="unbiased", help="of the correlations")
+    parser.add_argument("--upper-wavenumber-per-cm", type=float, default=4500.0, help="end of the axis (default 4500)")
+    parser.add_argument(
+        "--verlet-timestep-fs",
+        type=float,
+        help="step of the MD, not of the frames: move lines to where exact integration would have put them",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap over runs")
+
+
+def _spectrum_settings(chosen: argparse.Namespace, **more: Any) -> Any:
+    from mimyria_wf.spectrum import SpectrumSettings
+
+    return SpectrumSettings(
+        window=chosen.window,
+        window_length=chosen.window_fs,
+        estimator=chosen.estimator,
+        upper_wavenumber=chosen.upper_wavenumber_per_cm,
+        temperature=chosen.temperature,
+        **({} if chosen.verlet_timestep_fs is None else {"verlet_timestep": chosen.verlet_timestep_fs}),
+        seed=chosen.seed,
+        **more,
+    )
+
+
+def _configure_vdos(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", type=Path, nargs="+", help="trajectories with velocities; each counts as one sample")
+    parser.add_argument("--groups", default="species", help="parts: species, all (one), or a YAML file of groups")
+    parser.add_argument("--timestep-fs", type=float, help="between frames, where the files do not say it")
+    _window_arguments(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder: vdos.csv, power.csv, summary.json")
+
+
+def _vdos(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.vdos import vdos_files
+
+    return vdos_files(
+        chosen.files,
+        chosen.output,
+        settings=_spectrum_settings(chosen),
+        groups=_groups(chosen.groups),
+        timestep=chosen.timestep_fs,
+        progress=progress_for(chosen),
+    )
+
+
+def _configure_spectra(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        type=Path,
+        nargs="+",
+        help="files of `predict`, `label --derivatives` or `derive`, or extxyz with vel, apt, pgt columns",
+    )
     parser.add_argument("--volume", type=float, help="nominal volume of a cluster [A^3]")
     parser.add_argument("--timestep-fs", type=float, help="extxyz: between frames, if the file does not say it")
-    parser.add_argument("--window", choices=("hann", "boxcar"), default="hann")
-    parser.add_argument("--window-fs", type=float, default=500.0, help="length of the window on the correlation")
-    parser.add_argument("--estimator", choices=("unbiased", "biased"), default="unbiased")
-    parser.add_argument("--upper-wavenumber-per-cm", type=float, default=4500.0)
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    _window_arguments(parser)
+    parser.add_argument(
+        "--no-difference-correction",
+        action="store_true",
+        help="series of `derive`: leave the damping of differences in time (sinc^2) as it is",
+    )
+    _geometry_argument(parser)
+    _form_arguments(parser)
+    _measured_argument(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder")
+
+
+def _geometry_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--geometry",
+        action="append",
+        default=[],
+        help="scattering geometry, e.g. 'Z(XX)-Z', 'X(ZY)Z', --geometry='-Z(XY)X', or polarisations of incident and "
+        "scattered light '1,0,0:0,1,0'; may be repeated",
+    )
+
+
+def _form_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--statistics",
+        choices=("classical", "harmonic", "bose-reduced", "susceptibility"),
+        default="classical",
+        help="form of the Raman intensity (default classical)",
+    )
+    parser.add_argument("--laser-nm", type=float, help="with the laser factor (nu_in - nu)^4 / nu_in^4")
+    parser.add_argument("--photon-counting", action="store_true", help="third power in the laser factor")
+    parser.add_argument("--without-inverse-square", action="store_true", help="nu^2 times the intensity")
+
+
+def _has_form(chosen: argparse.Namespace) -> bool:
+    return chosen.statistics != "classical" or chosen.laser_nm is not None or chosen.without_inverse_square
+
+
+def _raman_form(chosen: argparse.Namespace) -> Any:
+    from mimyria_wf.intensity import RamanForm
+
+    return RamanForm(
+        statistics=chosen.statistics,
+        laser_nm=chosen.laser_nm,
+        laser_exponent=3 if chosen.photon_counting else 4,
+        is_divided=not chosen.without_inverse_square,
+    )
+
+
+def _measured_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        action="append",
+        default=[],
+        help="measured spectrum to overlay, JCAMP-DX or two columns with units in the header; may be repeated",
+    )
+    parser.add_argument("--measured-units", help="of both axes if the file does not say them, 'cm^-1, 10^3 cm^-1'")
 
 
 def _spectra(chosen: argparse.Namespace) -> dict[str, Any]:
     from mimyria_wf.spectra_files import spectra_files
-    from mimyria_wf.spectrum import SpectrumSettings
 
     return spectra_files(
         chosen.files,
         chosen.output,
-        temperature=chosen.temperature,
         volume=chosen.volume,
         timestep=chosen.timestep_fs,
-        settings=SpectrumSettings(
-            window=chosen.window,
-            window_length=chosen.window_fs,
-            estimator=chosen.estimator,
-            upper_wavenumber=chosen.upper_wavenumber_per_cm,
-            seed=chosen.seed,
+        settings=_spectrum_settings(
+            chosen, **({"corrects_differences": False} if chosen.no_difference_correction else {})
         ),
+        **({"geometries": chosen.geometry} if chosen.geometry else {}),
+        **({"form": _raman_form(chosen)} if _has_form(chosen) else {}),
+        **({"measured": chosen.measured} if chosen.measured else {}),
         progress=progress_for(chosen),
+    )
+
+
+def _configure_raman(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="folder of `spectra` (or its spectra.nc)")
+    _geometry_argument(parser)
+    _form_arguments(parser)
+    parser.add_argument("-o", "--output", type=Path, help="folder (default: the same)")
+
+
+def _raman(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.raman_forms import raman_files
+
+    return raman_files(chosen.folder, chosen.output, chosen.geometry, _raman_form(chosen))
+
+
+def _configure_plot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of `spectra` to draw on top of each other")
+    parser.add_argument(
+        "--spectrum",
+        action="append",
+        help="ir (default), iso, aniso, vv, vh, or a scattering geometry; may be repeated",
+    )
+    _form_arguments(parser)
+    _measured_argument(parser)
+    parser.add_argument("--label", action="append", default=[], help="of the folders in order, then of the measured")
+    parser.add_argument("--lower", type=float, default=0.0, help="[cm^-1]")
+    parser.add_argument("--upper", type=float, default=4000.0, help="[cm^-1]")
+    parser.add_argument(
+        "--normalise",
+        choices=("auto", "absolute", "maximum", "integral"),
+        default="auto",
+        help="auto: as they are where units agree, else to the same maximum",
+    )
+    parser.add_argument("--logarithmic", action="store_true", help="show decades")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="picture; a PDF is written beside it")
+
+
+def _plot(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.overlay import plot_files
+
+    return plot_files(
+        chosen.folders,
+        chosen.output,
+        spectra=chosen.spectrum or ("ir",),
+        forms=[_raman_form(chosen)] if _has_form(chosen) else (),
+        measured=chosen.measured,
+        measured_units=chosen.measured_units,
+        labels=chosen.label,
+        lower=chosen.lower,
+        upper=chosen.upper,
+        normalise=chosen.normalise,
+        is_logarithmic=chosen.logarithmic,
     )
 
 
@@ -552,8 +779,15 @@ CORE_VERBS = [
         _configure_predict,
         _predict,
     ),
+    Verb(
+        "groups", "check groups and relations, and find RDF minima in trajectories", _configure_groups, _groups_report
+    ),
     Verb("join", "join derivative files of consecutive parts of one trajectory", _configure_join, _join),
+    Verb("derive", "turn a dipole, polarizability or dielectric series into derivatives", _configure_derive, _derive),
+    Verb("vdos", "vibrational density of states and power spectra from velocities", _configure_vdos, _vdos),
     Verb("spectra", "IR and Raman spectra with gates and error bars", _configure_spectra, _spectra),
+    Verb("raman", "other forms and geometries of Raman spectra from stored lineshapes", _configure_raman, _raman),
+    Verb("plot", "draw spectra on top of each other and of measured ones", _configure_plot, _plot),
     Verb("compare", "RMSE, relative RMSE, R^2 of tensors; distance between spectra", _configure_compare, _compare),
 ]
 

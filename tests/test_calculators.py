@@ -14,6 +14,7 @@ import ase
 import ase.io
 import numpy as np
 import pytest
+import yaml
 from aiida import orm
 from aiida.common import CalcInfo, LinkType
 from aiida.common.folders import SandboxFolder
@@ -223,6 +224,16 @@ def test_selection(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteDat
     assert links_of(info) == TRAJECTORY_LINKS
 
 
+def test_groups(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteData]) -> None:
+    inputs = {"code": code, **given_trajectories(remote), "groups": single_file("groups: {}", "any.yaml")}
+    info, files, _ = prepare("mimyria_wf.groups", inputs)
+    (chosen,) = parse_command_lines(info)
+    assert files[str(chosen.file)] == "groups: {}"
+    assert [path.name for path in chosen.trajectories] == ["nve-000.h5", "nve-001.h5", "other.extxyz"]
+    assert str(chosen.output) == "resolved.yaml"
+    assert links_of(info) == TRAJECTORY_LINKS
+
+
 def test_training(code: orm.AbstractCode) -> None:
     inputs = {
         "code": code,
@@ -251,7 +262,13 @@ def test_prediction(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteDa
     (chosen,) = parse_command_lines(info)
     assert [files[str(path)] for path in chosen.model] == ["a", "p"]
     assert (chosen.stride, chosen.volume, chosen.keep_sum_rules, chosen.charge) == (4, 180.0, False, 0)
+    assert (chosen.groups, chosen.max_lag_fs) == ("all", None)
     assert links_of(info) == TRAJECTORY_LINKS
+    inputs["settings"] = orm.Dict({"max_lag_fs": 500.0})
+    info, files, _ = prepare("mimyria_wf.prediction", {**inputs, "groups": single_file("groups: {}", "resolved.yaml")})
+    (chosen,) = parse_command_lines(info)
+    assert files[chosen.groups] == "groups: {}"
+    assert chosen.max_lag_fs == 500
 
 
 def test_spectra(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteData]) -> None:
@@ -269,8 +286,32 @@ def test_spectra(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteData]
     assert links_of(info)[0] == ("/p/0/derivatives/nve-000.h5", "nve-000.h5")
     assert links_of(info)[-1] == ("/s/0/spectra", "previous")
     assert {"result-0.json", "result-1.json"} <= {entry for entry in info.retrieve_list if isinstance(entry, str)}
-    first = prepare("mimyria_wf.spectra", {key: value for key, value in inputs.items() if key != "previous"})[0]
-    assert len(first.codes_info) == 1
+    del inputs["previous"]
+    assert len(prepare("mimyria_wf.spectra", inputs)[0].codes_info) == 1
+
+
+def test_final_spectra(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteData]) -> None:
+    """Geometries may begin with a minus, as options do; the measured spectrum keeps its name."""
+    settings = {
+        "geometry": ["X(ZZ)Y", "-Z(XY)X"],
+        "statistics": "harmonic",
+        "laser_nm": 532.0,
+        "verlet_timestep_fs": 0.5,
+    }
+    inputs = {
+        "code": code,
+        "derivatives": {"part_00": remote("/p/0")},
+        "series": orm.Dict({"files": [{"folder": "part_00", "name": "nve-000"}]}),
+        "settings": orm.Dict(settings),
+        "measured": single_file("##TITLE=water", "water.jdx"),
+    }
+    info, files, _ = prepare("mimyria_wf.spectra", inputs)
+    (chosen,) = parse_command_lines(info)
+    assert chosen.geometry == ["X(ZZ)Y", "-Z(XY)X"]
+    assert (chosen.statistics, chosen.laser_nm, chosen.verlet_timestep_fs) == ("harmonic", 532.0, 0.5)
+    assert [files[str(path)] for path in chosen.measured] == ["##TITLE=water"]
+    wanted = {("spectra/*.nc", ".", 2), ("spectra/jcamp/*.jdx", ".", 3), ("spectra/*.pdf", ".", 2)}
+    assert wanted <= {entry for entry in info.retrieve_list if not isinstance(entry, str)}
 
 
 def test_tblite_field_set(code: orm.AbstractCode) -> None:
@@ -300,7 +341,12 @@ def test_reference(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteDat
     info, _, _ = prepare("mimyria_wf.reference", inputs)
     (chosen,) = parse_command_lines(info)
     assert (chosen.start, chosen.stop, chosen.targets) == (0, 50, ["apt", "pgt"])
+    assert chosen.groups == "all"
     assert links_of(info) == TRAJECTORY_LINKS[:1]
+    text = "groups: {a: {species: [H]}}\nrelations: [{name: same, same_molecule: true}]\n"
+    info, files, _ = prepare("mimyria_wf.reference", {**inputs, "groups": single_file(text, "resolved.yaml")})
+    (chosen,) = parse_command_lines(info)
+    assert yaml.safe_load(files[chosen.groups]) == {"groups": {"a": {"species": ["H"]}}}
 
 
 def test_comparison(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteData]) -> None:
@@ -526,6 +572,7 @@ def test_spectra_attach_the_comparison(parse: Parse) -> None:
     [
         ("mimyria_wf.md.nvt", ["starts.extxyz"], {"starts"}),
         ("mimyria_wf.selection", ["training.extxyz", "test.extxyz"], {"training", "test"}),
+        ("mimyria_wf.groups", ["resolved.yaml"], {"resolved"}),
         ("mimyria_wf.training", ["model/model.pt", "model/history.csv"], {"model", "history"}),
     ],
 )

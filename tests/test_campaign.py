@@ -630,6 +630,40 @@ BAD = [
         ),
         id="override_not_mapping",
     ),
+    pytest.param(
+        "  window_fs: 500",
+        "  verlet_timestep_fs: 0.5",
+        "spectra.verlet_timestep_fs does nothing without verlet_correction: true: add it, or remove this "
+        "(campaign.yaml, line 39)",
+        id="verlet_timestep_alone",
+    ),
+    pytest.param(
+        "  window_fs: 500",
+        "  verlet_correction: true\n  verlet_timestep_fs: 0.5",
+        "spectra.verlet_timestep_fs is for trajectories made elsewhere: remove it: sampling.timestep_fs is used "
+        "(campaign.yaml, line 40)",
+        id="verlet_timestep_with_sampling",
+    ),
+    pytest.param(
+        "  window_fs: 500",
+        "  geometries: [Z(XX)Z, Z(ZX)Z]",
+        "spectra.geometries are not understood, scattering geometry Z(ZX)Z: light that travels along Z cannot be "
+        "polarized along Z: a polarization is perpendicular to the direction (campaign.yaml, line 39)",
+        id="geometry_along_the_light",
+    ),
+    pytest.param(
+        "  window_fs: 500",
+        "  statistics: quantum",
+        "spectra.statistics must be classical, harmonic, bose-reduced or susceptibility, got 'quantum': choose one of "
+        "them (campaign.yaml, line 39)",
+        id="unknown_statistics",
+    ),
+    pytest.param(
+        "  window_fs: 500",
+        "  laser_nm: 0",
+        "spectra.laser_nm must be greater than 0, got 0: write a positive number (campaign.yaml, line 39)",
+        id="no_laser",
+    ),
 ]
 
 
@@ -666,6 +700,20 @@ def test_valid_file_has_core_units() -> None:
     assert campaign.labels.n_snapshots_per_job == 20
     assert campaign.spectrum_settings().window_length == 500
     assert campaign.steps_run == ("md", "labels", "training", "prediction", "spectra")
+
+
+def test_the_verlet_correction_takes_the_time_step_of_the_md() -> None:
+    text = CLUSTER.replace("  window_fs: 500", "  verlet_correction: true")
+    campaign = parse_campaign(text.replace("    stride: 1\n", "    stride: 2\n"))
+    assert campaign.sampling is not None
+    assert campaign.sampling.frame_timestep == 1.0
+    assert campaign.spectrum_settings().verlet_timestep == 0.5
+    assert parse_campaign(CLUSTER).spectrum_settings().verlet_timestep is None
+    given = "name: a\nseed: 1\ntrajectories: [a.h5]\nmodels: {apt: a.pt}\nspectra: {verlet_correction: true}\n"
+    with pytest.raises(CampaignError, match=r"which trajectories do not tell: add verlet_timestep_fs: .*line 5"):
+        parse_campaign(given)
+    told = parse_campaign(given.replace("true", "true, verlet_timestep_fs: 0.25"))
+    assert told.spectrum_settings().verlet_timestep == 0.25
 
 
 def test_defaults_depend_on_the_engine() -> None:

@@ -10,6 +10,8 @@ from aiida.tools.pytest_fixtures import *  # noqa: F403  the profile is made onl
 from ase.build import molecule
 
 from mimyria_wf.calculators.data import structure_from_atoms
+from mimyria_wf.calculators.spectra import spectra_flags
+from mimyria_wf.cli import build_parser
 from mimyria_wf.errors import CampaignError
 from mimyria_wf.workchains.campaign import CampaignWorkChain
 from mimyria_wf.workchains.protocols import merged, protocols
@@ -55,6 +57,19 @@ def test_each_step_runs_with_its_own_code(
     assert builder.refinement.training_code.label == "own-training"
     assert builder.prediction_code.label == "own-prediction"
     assert builder.spectra_code.label == "own-spectra"
+
+
+def test_the_form_of_the_final_spectra_is_not_that_of_the_refinement(water: orm.StructureData) -> None:
+    spectra = {"geometries": ["-Z(XY)X"], "statistics": "harmonic", "laser_nm": 532.0, "verlet_correction": True}
+    builder = CampaignWorkChain.get_builder_from_protocol(water, "fast", merged(SYSTEM, {"spectra": spectra}))
+    assert builder.spectra["verlet_timestep_fs"] == 0.5
+    assert not {"geometry", "statistics", "laser_nm"} & set(builder.spectra.get_dict())
+    final = builder.final_spectra.get_dict()
+    assert final == {"geometry": ["-Z(XY)X"], "statistics": "harmonic", "laser_nm": 532.0}
+    line = ["spectra", "a.h5", *spectra_flags(builder.final_spectra), "-o", "x"]
+    assert build_parser().parse_args(line).geometry == ["-Z(XY)X"]
+    plain = CampaignWorkChain.get_builder_from_protocol(water, "fast", SYSTEM)
+    assert "final_spectra" not in plain
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,16 @@ class CampaignWorkChain(WindowedWorkChain):
         spec.input("selection", valid_type=orm.Dict, required=False, help="n_training, n_test, seed, exclude, ...")
         spec.input("prediction", valid_type=orm.Dict, help="Flags of the final prediction.")
         spec.input("spectra", valid_type=orm.Dict, help="Flags of `mimyria-wf spectra`.")
+        spec.input("final_spectra", valid_type=orm.Dict, required=False, help="More flags, of the final spectra only.")
+        spec.input("groups", valid_type=orm.SinglefileData, required=False, help="Groups and relations, YAML.")
+        spec.input("measured", valid_type=orm.SinglefileData, required=False, help="Measured spectrum to overlay.")
         spec.input("reference", valid_type=orm.Dict, required=False, help="trajectory, n_parts, n_frames, label flags")
         spec.input("max_concurrent", valid_type=orm.Int, default=lambda: orm.Int(2), help="Prediction jobs at a time.")
         spec.input("options", valid_type=orm.Dict, required=False, help="training, prediction, spectra, selection")
         spec.input("clean_workdir", valid_type=orm.Bool, required=False, help="Remove work directories on success.")
         spec.outline(
             if_(cls.needs_sampling)(cls.run_sampling, cls.inspect_sampling),
-            if_(cls.needs_selection)(cls.run_selection, cls.inspect_selection),
+            if_(cls.needs_preparation)(cls.run_preparation, cls.inspect_preparation),
             if_(cls.needs_refinement)(cls.run_refinement, cls.inspect_refinement),
             cls.run_prediction,
             cls.inspect_prediction,
@@ -79,6 +82,10 @@ class CampaignWorkChain(WindowedWorkChain):
         spec.output("manifest", valid_type=orm.Dict, help="The trajectories.")
         spec.output("summary", valid_type=orm.Dict, help="What the final spectra say of themselves, with their gates.")
         spec.output("spectra", valid_type=orm.FolderData, help="Tables and figures of the final spectra.")
+        spec.output(
+            "groups", valid_type=orm.SinglefileData, required=False, help="Groups with every distance a number."
+        )
+        spec.output("groups_files", valid_type=orm.FolderData, required=False)
         spec.output("comparison", valid_type=orm.Dict, required=False, help="Explicit against predicted spectra.")
         spec.output("comparison_files", valid_type=orm.FolderData, required=False)
         spec.exit_code(430, "ERROR_SAMPLING", message="Sampling failed: {detail}")
@@ -86,6 +93,7 @@ class CampaignWorkChain(WindowedWorkChain):
         spec.exit_code(432, "ERROR_REFINEMENT", message="Refinement failed: {detail}")
         spec.exit_code(433, "ERROR_REFERENCE", message="The explicit reference failed: {detail}")
         spec.exit_code(434, "ERROR_PREDICTION", message="The final prediction failed: {detail}")
+        spec.exit_code(436, "ERROR_GROUPS", message="The groups could not be resolved: {detail}")
         spec.exit_code(435, "ERROR_SPECTRA", message="The final spectra failed: {detail}")
 
     @classmethod
@@ -126,30 +134,41 @@ class CampaignWorkChain(WindowedWorkChain):
         self.ctx.trajectories = dict(child.outputs.trajectories)
         return None
 
-    def needs_selection(self) -> bool:
-        """Are snapshots to be labelled?"""
+    def needs_preparation(self) -> bool:
+        """Are snapshots to be labelled, or groups to be resolved?"""
         self.out("manifest", self.ctx.manifest)
-        return "selection" in self.inputs
+        return "selection" in self.inputs or "groups" in self.inputs
 
-    def run_selection(self) -> ToContext:
-        """Submit the choice of snapshots."""
-        settings = self.inputs.selection.get_dict()
-        if "reference" in self.inputs:
-            settings["exclude"] = [self._reference_entry()["name"]]
-        inputs = {
+    def run_preparation(self) -> ToContext:
+        """Submit the choice of snapshots and, beside it, the groups: both read all trajectories."""
+        common = {
             "code": self.inputs.code,
             "trajectories": self.ctx.trajectories,
             "manifest": self.ctx.manifest,
-            "settings": orm.Dict(settings),
             "metadata": job_metadata(self._options("selection")),
         }
-        return ToContext(selection=self.submit_once("selection", CalculationFactory("mimyria_wf.selection"), inputs))
+        children = {}
+        if "selection" in self.inputs:
+            settings = self.inputs.selection.get_dict()
+            if "reference" in self.inputs:
+                settings["exclude"] = [self._reference_entry()["name"]]
+            inputs = {**common, "settings": orm.Dict(settings)}
+            children["selection"] = self.submit_once("selection", CalculationFactory("mimyria_wf.selection"), inputs)
+        if "groups" in self.inputs:
+            inputs = {**common, "groups": self.inputs.groups}
+            children["groups"] = self.submit_once("groups", CalculationFactory("mimyria_wf.groups"), inputs)
+        return ToContext(**children)
 
-    def inspect_selection(self) -> ExitCode | None:
+    def inspect_preparation(self) -> ExitCode | None:
         """Go on if it worked."""
-        child = self.ctx.selection
-        if not child.is_finished_ok:
-            return self.exit_codes.ERROR_SELECTION.format(detail=reason(child))
+        codes = {"selection": self.exit_codes.ERROR_SELECTION, "groups": self.exit_codes.ERROR_GROUPS}
+        for label, code in codes.items():
+            child = self.ctx.get(label)
+            if child is not None and not child.is_finished_ok:
+                return code.format(detail=reason(child))
+        if "groups" in self.ctx:
+            self.out("groups", self.ctx.groups.outputs.resolved)
+            self.out("groups_files", self.ctx.groups.outputs.retrieved)
         return None
 
     def needs_refinement(self) -> bool:
@@ -207,7 +226,7 @@ class CampaignWorkChain(WindowedWorkChain):
                 "stop": (part + 1) * n_frames // n_parts,
             }
             label = f"reference_{part:02d}"
-            inputs = {
+            inputs: dict[str, Any] = {
                 "code": self.inputs.code,
                 "trajectories": {entry["folder"]: self.ctx.trajectories[entry["folder"]]},
                 "manifest": orm.Dict({"files": [entry]}),
@@ -215,6 +234,8 @@ class CampaignWorkChain(WindowedWorkChain):
                 "settings": orm.Dict(flags),
                 "metadata": job_metadata(self._options("labels")),
             }
+            if "groups" in self.ctx:
+                inputs["groups"] = self.ctx.groups.outputs.resolved
             children[label] = self.submit_once(label, CalculationFactory("mimyria_wf.reference"), inputs)
         return children
 
@@ -247,6 +268,8 @@ class CampaignWorkChain(WindowedWorkChain):
             "max_concurrent": self.inputs.max_concurrent,
             "options": orm.Dict(self._options("prediction")),
         }
+        if "groups" in self.ctx:
+            inputs["groups"] = self.ctx.groups.outputs.resolved
         return ToContext(prediction=self.submit_once("prediction", WorkflowFactory("mimyria_wf.prediction"), inputs))
 
     def inspect_prediction(self) -> ExitCode | None:
@@ -258,13 +281,18 @@ class CampaignWorkChain(WindowedWorkChain):
 
     def run_spectra(self) -> ToContext:
         """Submit the final spectra and the comparison with the reference."""
+        settings = self.inputs.spectra
+        if "final_spectra" in self.inputs:
+            settings = orm.Dict({**settings.get_dict(), **self.inputs.final_spectra.get_dict()})
         common = {
             "code": self.code_for("spectra"),
-            "settings": self.inputs.spectra,
+            "settings": settings,
             "metadata": job_metadata(self._options("spectra")),
         }
         predicted = self.ctx.prediction.outputs
         inputs = {**common, "derivatives": dict(predicted.derivatives), "series": predicted.series}
+        if "measured" in self.inputs:
+            inputs["measured"] = self.inputs.measured
         children = {"spectra": self.submit_once("spectra", CalculationFactory("mimyria_wf.spectra"), inputs)}
         if "reference" in self.inputs:
             n_parts = self.inputs.reference["n_parts"]

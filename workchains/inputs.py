@@ -52,9 +52,16 @@ def campaign_inputs(campaign: Campaign, codes: Mapping[str, orm.AbstractCode]) -
             estimator=spectra.estimator,
             upper_wavenumber_per_cm=spectra.upper_wavenumber_per_cm,
             temperature=spectra.temperature_K,
+            verlet_timestep_fs=campaign.verlet_timestep,
             seed=campaign.seed,
         )
     )
+    final = {"geometry": list(spectra.geometries) or None, "laser_nm": spectra.laser_nm}
+    final["statistics"] = None if spectra.statistics == "classical" else spectra.statistics
+    if present := _present(**final):
+        inputs["final_spectra"] = orm.Dict(present)
+    if spectra.measured is not None:
+        inputs["measured"] = orm.SinglefileData(campaign.path(spectra.measured))
     own_codes: tuple[Step, ...] = ("prediction", "spectra")
     for step in own_codes:
         inputs[f"{step}_code"] = codes[campaign.computer_for(step).code]

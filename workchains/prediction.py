@@ -24,6 +24,7 @@ class PredictionWorkChain(WindowedWorkChain):
         spec.input("manifest", valid_type=orm.Dict)
         spec.input_namespace("models", valid_type=orm.SinglefileData, dynamic=True, help="apt and/or pgt")
         spec.input("settings", valid_type=orm.Dict, help="Flags of `mimyria-wf predict`.")
+        spec.input("groups", valid_type=orm.SinglefileData, required=False, help="Resolved groups and relations, YAML.")
         spec.input("max_concurrent", valid_type=orm.Int, default=lambda: orm.Int(2), help="Jobs at a time.")
         spec.input("options", valid_type=orm.Dict, required=False, help="Scheduler options of the jobs.")
         spec.outline(
@@ -57,6 +58,8 @@ class PredictionWorkChain(WindowedWorkChain):
             "settings": self.inputs.settings,
             "metadata": job_metadata(self.inputs.options.get_dict() if "options" in self.inputs else None),
         }
+        if "groups" in self.inputs:
+            inputs["groups"] = self.inputs.groups
         return CalculationFactory("mimyria_wf.prediction"), inputs
 
     def finish(self) -> ExitCode | None:

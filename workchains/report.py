@@ -11,6 +11,9 @@ from aiida import orm
 from mimyria_wf.errors import CampaignError
 from mimyria_wf.workchains.status import campaign_status
 
+SUFFIXES = (".csv", ".png", ".pdf", ".json", ".nc", ".jdx")
+"""What a report copies of the folders of jobs."""
+
 
 def write_report(node: orm.WorkChainNode, directory: Path) -> dict[str, Any]:
     """Write ``ir.csv``, ``raman.csv``, lineshapes, figures and ``summary.json`` of a finished campaign.
@@ -45,6 +48,9 @@ def write_report(node: orm.WorkChainNode, directory: Path) -> dict[str, Any]:
         summary["explicit_against_predicted"] = node.outputs.comparison.get_dict()
         folder = directory / "explicit_against_predicted"
         files += [f"{folder.name}/{name}" for name in _copy(node.outputs.comparison_files, "", folder)]
+    if "groups" in node.outputs:
+        (directory / "groups.yaml").write_bytes(node.outputs.groups.get_content("rb"))
+        files += ["groups.yaml", *_copy(node.outputs.groups_files, "", directory)]
     if "labels" in node.outputs:
         for key, labels in node.outputs.labels.items():
             name = f"labels/{key.removeprefix('labels_')}.extxyz"
@@ -80,7 +86,7 @@ def _copy(folder: orm.FolderData, path: str, directory: Path, skip: tuple[str, .
     for root, _, names in folder.walk(path or None):
         for name in names:
             relative = Path(root).relative_to(path) if path else Path(root)
-            if name in skip or Path(name).suffix not in (".csv", ".png", ".json", ".npz") or name.startswith("result-"):
+            if name in skip or Path(name).suffix not in SUFFIXES or name.startswith("result-"):
                 continue
             target = directory / relative / name
             target.parent.mkdir(parents=True, exist_ok=True)

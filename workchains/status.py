@@ -113,6 +113,7 @@ def _step(node: orm.WorkChainNode, active: list[orm.CalcJobNode]) -> str:
         "NveCalculation": "NVE",
         "Cp2kNveCalculation": "NVE",
         "SelectionCalculation": "choosing snapshots",
+        "GroupsCalculation": "groups",
         "TbliteFieldSetCalculation": "labels",
         "Cp2kFieldSetCalculation": "labels",
         "ReferenceCalculation": "explicit reference",
