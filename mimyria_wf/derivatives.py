@@ -30,23 +30,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Protocol, Self, get_args
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from mimyria_wf.errors import SpectrumError
+from mimyria_wf.related import RelatedCorrelator
 from mimyria_wf.units import AMU_A2_PER_FS2, BOHR, BOLTZMANN_EV
 
 Array = NDArray[Any]
 RemovedMotion = Literal["none", "translation", "translation+rotation"]
+Origin = Literal["velocities", "differences"]
 
 PAIRS: tuple[tuple[int, int], ...] = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 """Cartesian indices of the six columns of a polarizability derivative: xx yy zz yz xz xy."""
 PAIR_NAMES: tuple[str, ...] = ("xx", "yy", "zz", "yz", "xz", "xy")
 _ROWS = [i for i, _ in PAIRS]
 _COLUMNS = [j for _, j in PAIRS]
+
+PAIRS_OF: dict[int, tuple[tuple[int, int], ...]] = {
+    3: PAIRS,
+    6: tuple(itertools.combinations_with_replacement(range(6), 2)),
+}
+"""Pairs of components that are correlated: six of a dipole, 21 of a polarizability derivative."""
 
 FORMAT = "mimyria_wf derivatives 1"
 UNITS: dict[str, str] = {
@@ -58,7 +66,70 @@ UNITS: dict[str, str] = {
     "temperature": "K",
     "timestep": "fs",
     "volume": "A^3",
+    "related_dipole": "(e A/fs)^2",
+    "related_polarizability": "(e^2 a0^2/(E_h fs))^2",
 }
+
+
+class GroupFollower(Protocol):
+    """Tells the groups and relations of the atoms frame by frame (:mod:`mimyria_wf.groups`).
+
+    Attributes:
+        names: names of the groups, a partition of the atoms.
+        relations: names of the relations, a partition of the pairs, the last one what the others leave; empty: none.
+        max_lag: of the correlations by relation, in frames.
+        n_units: number of units, atoms or molecules, that relations are between.
+    """
+
+    names: tuple[str, ...]
+    relations: tuple[str, ...]
+    max_lag: int
+    n_units: int
+
+    def follow(self, positions: Array) -> tuple[Array, list[tuple[Array, Array, Array]]]:
+        """Return groups and related pairs of the frames that follow those already seen.
+
+        Args:
+            positions: (n_frames, n_atoms, 3) [A].
+
+        Returns:
+            group of each atom (n_frames, n_atoms); lists of frame, atom and unit, each (n_pairs,) and ordered by frame:
+            first every atom with its own unit, then the pairs of every relation but the last, which is what is left.
+            No lists where there are no relations.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RelatedSums:
+    """Correlations by groups and relation, Eqs. 27 and 31, as raw sums over frames.
+
+    ``sum_t sum_ij R_ij(t) G_a,i(t) u_i,c(t) G_b,j(t + k) u_j,d(t + k)``, symmetrised in c and d, and with both
+    orders of the groups, as :func:`mimyria_wf.correlation.group_correlations` does.
+
+    Attributes:
+        parts: (first group, second group, relation) of each part.
+        dipole: (n_parts, max_lag + 1, 6) pairs of components xx yy zz yz xz xy [(e A/fs)^2], or None.
+        polarizability: (n_parts, max_lag + 1, 21) [(e^2 a0^2/(E_h fs))^2], or None.
+    """
+
+    parts: tuple[tuple[str, str, str], ...]
+    dipole: Array | None = None
+    polarizability: Array | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse sums that do not go with the parts."""
+        for name, sums, width in (("dipole", self.dipole, 6), ("polarizability", self.polarizability, 21)):
+            if sums is not None and (sums.ndim != 3 or (len(sums), sums.shape[2]) != (len(self.parts), width)):
+                raise SpectrumError(
+                    f"related {name} sums must be ({len(self.parts)}, max_lag + 1, {width}), got {sums.shape}"
+                )
+
+    @property
+    def max_lag(self) -> int:
+        """Largest lag, in frames."""
+        sums = self.dipole if self.dipole is not None else self.polarizability
+        return -1 if sums is None else sums.shape[1] - 1
 
 
 @dataclass(frozen=True)
@@ -80,6 +151,9 @@ class DerivativeSeries:
         is_periodic: whether volume is that of a cell.
         kinetic_temperature: (n_frames,) [K], or None.
         metadata: JSON-able record of where the tensors come from.
+        origin: whether the derivatives are tensors times velocities, or differences of a series sampled at timestep.
+        related: correlations by groups and relation, or None.
+        occupancies: (n_groups,) mean number of atoms in each group, or None.
     """
 
     name: str
@@ -96,6 +170,9 @@ class DerivativeSeries:
     is_periodic: bool = False
     kinetic_temperature: Array | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin = "velocities"
+    related: RelatedSums | None = None
+    occupancies: Array | None = None
 
     def __post_init__(self) -> None:
         """Refuse series that no spectrum can be made of."""
@@ -132,6 +209,12 @@ class DerivativeSeries:
         if self.removed_motion not in get_args(RemovedMotion):
             raise SpectrumError(
                 f"{self.name}: removed_motion is one of {get_args(RemovedMotion)}, got {self.removed_motion!r}"
+            )
+        if self.origin not in get_args(Origin):
+            raise SpectrumError(f"{self.name}: origin is one of {get_args(Origin)}, got {self.origin!r}")
+        if self.occupancies is not None and self.occupancies.shape != (len(self.group_names),):
+            raise SpectrumError(
+                f"{self.name}: {len(self.group_names)} groups, but occupancies of shape {self.occupancies.shape}"
             )
         for label, square, width in (("apt_square", self.apt_square, 3), ("pgt_square", self.pgt_square, 6)):
             if square is not None and square.shape != (width, width):
@@ -172,15 +255,21 @@ def contract(
         apt: (n_frames, n_atoms, displacement, field) [e], or None.
         pgt: (n_frames, n_atoms, displacement, field, field) [e^2 a0/E_h], or None.
         velocities: (n_frames, n_atoms, 3) [A/fs].
-        groups: (n_atoms,) group index of each atom; all in one group by default.
+        groups: (n_atoms,) group index of each atom, or (n_frames, n_atoms) where it changes; all in one group by
+            default.
         n_groups: number of groups.
 
     Returns:
         dipole derivative (n_frames, n_groups, 3) [e A/fs] and polarizability derivative (n_frames, n_groups, 6)
         [e^2 a0^2/(E_h fs)], None where the tensor is None.
     """
-    members = [slice(None)] if groups is None else [np.flatnonzero(groups == g) for g in range(n_groups)]
     dipole = polarizability = None
+    if groups is not None and groups.ndim == 2:
+        return tuple(  # type: ignore[return-value]
+            None if parts is None else sum_groups(parts, groups, n_groups)
+            for parts in contract_atoms(apt, pgt, velocities)
+        )
+    members = [slice(None)] if groups is None else [np.flatnonzero(groups == g) for g in range(n_groups)]
     if apt is not None:
         _require_shape("apt", apt, (*velocities.shape, 3))
         dipole = np.stack([np.einsum("tiaf,tia->tf", apt[:, m], velocities[:, m]) for m in members], axis=1)
@@ -191,6 +280,32 @@ def contract(
             np.stack([np.einsum("tiac,tia->tc", six[:, m], velocities[:, m]) for m in members], axis=1) / BOHR
         )
     return dipole, polarizability
+
+
+def contract_atoms(apt: Array | None, pgt: Array | None, velocities: Array) -> tuple[Array | None, Array | None]:
+    """Contract tensors with velocities atom by atom, Eq. 30; arguments as in :func:`contract`.
+
+    Returns:
+        (n_frames, n_atoms, 3) [e A/fs] and (n_frames, n_atoms, 6) [e^2 a0^2/(E_h fs)], None where the tensor is None.
+    """
+    dipole = polarizability = None
+    if apt is not None:
+        _require_shape("apt", apt, (*velocities.shape, 3))
+        dipole = np.einsum("tiaf,tia->tif", apt, velocities)
+    if pgt is not None:
+        _require_shape("pgt", pgt, (*velocities.shape, 3, 3))
+        polarizability = np.einsum("tiac,tia->tic", _six_columns(pgt), velocities) / BOHR
+    return dipole, polarizability
+
+
+def sum_groups(parts: Array, groups: Array, n_groups: int) -> Array:
+    """Sum what the atoms give, (n_frames, n_atoms, p), over the groups (n_frames, n_atoms) that they are in.
+
+    Returns:
+        (n_frames, n_groups, p).
+    """
+    is_member = (groups[:, None] == np.arange(n_groups)[:, None]).astype(float)
+    return np.asarray(is_member @ parts)
 
 
 def _six_columns(pgt: Array) -> Array:
@@ -308,7 +423,7 @@ class DerivativeAccumulator:
         masses: (n_atoms,) [u].
         removed_motion: rigid motions that the velocities lack; None finds out from the first chunk.
         is_periodic: see :func:`find_removed_motion`.
-        groups: (n_atoms,) group index of each atom, or None for one group.
+        groups: (n_atoms,) group index of each atom, what tells them frame by frame, or None for one group.
         n_groups: number of groups.
     """
 
@@ -317,14 +432,22 @@ class DerivativeAccumulator:
         masses: Array,
         removed_motion: RemovedMotion | None = None,
         is_periodic: bool = False,
-        groups: Array | None = None,
+        groups: Array | GroupFollower | None = None,
         n_groups: int = 1,
     ) -> None:
         self.masses = np.asarray(masses, dtype=float)
         self.removed_motion = removed_motion
         self.is_periodic = is_periodic
-        self.groups = groups
+        self.groups: Array | None = None
+        self.follower: GroupFollower | None = None
+        if groups is None or isinstance(groups, np.ndarray | list | tuple):
+            self.groups = None if groups is None else np.asarray(groups)
+        else:
+            self.follower = groups
         self.n_groups = n_groups
+        self._correlator: RelatedCorrelator | None = None
+        self._counts = np.zeros(n_groups)
+        self._widths: tuple[int, int] = (0, 0)
         self.degrees_of_freedom: int | None = None
         self._temperature_sum = 0.0
         self._n_frames = 0
@@ -349,7 +472,10 @@ class DerivativeAccumulator:
             )
             if self.degrees_of_freedom < 1:
                 raise SpectrumError("no degree of freedom is left once rigid motions are removed")
-        dipole, polarizability = contract(apt, pgt, velocities, self.groups, self.n_groups)
+        if self.follower is None:
+            dipole, polarizability = contract(apt, pgt, velocities, self.groups, self.n_groups)
+        else:
+            dipole, polarizability = self._follow(self.follower, velocities, positions, apt, pgt)
         temperature = kinetic_temperature(self.masses, velocities, self.degrees_of_freedom)
         self._temperature_sum += float(temperature.sum())
         self._n_frames += len(temperature)
@@ -359,6 +485,48 @@ class DerivativeAccumulator:
             square = projected_square(tensors, self.masses, positions, self.removed_motion)
             self._sums[name] = self._sums.get(name, 0.0) + np.einsum("t,tfg->fg", temperature, square)
         return dipole, polarizability, temperature
+
+    def _follow(
+        self, follower: GroupFollower, velocities: Array, positions: Array, apt: Array | None, pgt: Array | None
+    ) -> tuple[Array | None, Array | None]:
+        """Contract a chunk into groups that change, and correlate by relation."""
+        atoms = contract_atoms(apt, pgt, velocities)
+        member, pairs = follower.follow(positions)
+        self._counts += np.bincount(member.ravel(), minlength=self.n_groups)
+        if follower.relations:
+            present = [parts for parts in atoms if parts is not None]
+            if self._correlator is None:
+                self._widths = tuple(0 if p is None else p.shape[2] for p in atoms)  # type: ignore[assignment]
+                self._correlator = RelatedCorrelator(
+                    follower.max_lag,
+                    n_groups=self.n_groups,
+                    n_relations=len(follower.relations),
+                    n_units=follower.n_units,
+                    blocks=tuple(w for w in self._widths if w),
+                )
+            self._correlator.add(np.concatenate(present, axis=2), member, pairs)
+        dipole, polarizability = (None if p is None else sum_groups(p, member, self.n_groups) for p in atoms)
+        return dipole, polarizability
+
+    def related(self) -> RelatedSums | None:
+        """Return the correlations by relation so far, or None."""
+        if self._correlator is None or self.follower is None:
+            return None
+        names = self.follower.names
+        parts = tuple(
+            (names[a], names[b], relation)
+            for relation in self.follower.relations
+            for a, b in itertools.combinations_with_replacement(range(len(names)), 2)
+        )
+        sums = iter(self._correlator.sums(tuple(PAIRS_OF[w] for w in self._widths if w)))
+        return RelatedSums(parts, *(next(sums) if width else None for width in self._widths))
+
+    @property
+    def occupancies(self) -> Array | None:
+        """(n_groups,) mean number of atoms in each group so far; None without groups."""
+        if self.follower is not None:
+            return self._counts / max(1, self._n_frames)
+        return None if self.groups is None else np.bincount(self.groups, minlength=self.n_groups).astype(float)
 
     @property
     def temperature(self) -> float:
@@ -397,11 +565,12 @@ def derivative_series(
     volume: float | None = None,
     is_periodic: bool = False,
     removed_motion: RemovedMotion | None = None,
-    groups: Array | None = None,
-    group_names: Sequence[str] = ("all",),
+    groups: Array | GroupFollower | None = None,
+    group_names: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> DerivativeSeries:
     """Contract a whole run held in memory; arguments as in :func:`contract` and :class:`DerivativeAccumulator`."""
+    group_names = _names_of(groups, group_names)
     sums = DerivativeAccumulator(masses, removed_motion, is_periodic, groups, len(group_names))
     dipole, polarizability, temperature = sums.add(velocities, positions, apt, pgt)
     assert sums.removed_motion is not None
@@ -420,7 +589,13 @@ def derivative_series(
         is_periodic=is_periodic,
         kinetic_temperature=temperature,
         metadata=dict(metadata or {}),
+        related=sums.related(),
+        occupancies=sums.occupancies,
     )
+
+
+def _names_of(groups: Any, names: Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(names if names is not None else getattr(groups, "names", ("all",)))
 
 
 class DerivativeWriter:
@@ -436,8 +611,8 @@ class DerivativeWriter:
         volume: [A^3], or None.
         is_periodic: whether volume is that of a cell.
         removed_motion: rigid motions that the velocities lack; None finds out from the first chunk.
-        groups: (n_atoms,) group index of each atom, or None.
-        group_names: names of the groups.
+        groups: (n_atoms,) group index of each atom, what tells them frame by frame, or None.
+        group_names: names of the groups; those of the groups without them.
         metadata: JSON-able.
     """
 
@@ -451,8 +626,8 @@ class DerivativeWriter:
         volume: float | None = None,
         is_periodic: bool = False,
         removed_motion: RemovedMotion | None = None,
-        groups: Array | None = None,
-        group_names: Sequence[str] = ("all",),
+        groups: Array | GroupFollower | None = None,
+        group_names: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
@@ -460,7 +635,7 @@ class DerivativeWriter:
         self.timestep = timestep
         self.volume = volume
         self.is_periodic = is_periodic
-        self.group_names = tuple(group_names)
+        self.group_names = _names_of(groups, group_names)
         self.metadata = dict(metadata or {})
         self.sums = DerivativeAccumulator(masses, removed_motion, is_periodic, groups, len(self.group_names))
         self._part = self.path.with_name(self.path.name + ".part")
@@ -517,6 +692,8 @@ class DerivativeWriter:
                     degrees_of_freedom=self.sums.degrees_of_freedom,
                     is_periodic=self.is_periodic,
                     metadata=self.metadata,
+                    related=self.sums.related(),
+                    occupancies=self.sums.occupancies,
                 )
         finally:
             is_complete = "format" in self._file.attrs
@@ -541,6 +718,9 @@ def _write_header(
     degrees_of_freedom: int | None,
     is_periodic: bool,
     metadata: Mapping[str, Any],
+    origin: Origin = "velocities",
+    related: RelatedSums | None = None,
+    occupancies: Array | None = None,
 ) -> None:
     for key, square in (("apt_square", apt_square), ("pgt_square", pgt_square)):
         if square is not None:
@@ -557,6 +737,14 @@ def _write_header(
     file.attrs["is_periodic"] = is_periodic
     file.attrs["polarizability_order"] = " ".join(PAIR_NAMES)
     file.attrs["metadata"] = json.dumps(dict(metadata))
+    file.attrs["origin"] = origin
+    if occupancies is not None:
+        file.attrs["occupancies"] = occupancies
+    if related is not None:
+        file.attrs["related_parts"] = json.dumps([list(part) for part in related.parts])
+        for key, sums in (("related_dipole", related.dipole), ("related_polarizability", related.polarizability)):
+            if sums is not None:
+                file.create_dataset(key, data=sums).attrs["unit"] = UNITS[key]
     file.attrs["format"] = FORMAT
 
 
@@ -581,6 +769,9 @@ def write_derivatives(path: str | Path, series: DerivativeSeries) -> None:
             degrees_of_freedom=series.degrees_of_freedom,
             is_periodic=series.is_periodic,
             metadata=series.metadata,
+            origin=series.origin,
+            related=series.related,
+            occupancies=series.occupancies,
         )
     os.replace(part, path)
 
@@ -613,12 +804,19 @@ def read_derivatives(path: str | Path) -> DerivativeSeries:
             "kinetic_temperature",
             "apt_square",
             "pgt_square",
+            "related_dipole",
+            "related_polarizability",
         ):
             arrays[key] = np.asarray(file[key], dtype=float) if key in file else None
             if key in file and file[key].attrs.get("unit") != UNITS[key]:
                 raise SpectrumError(f"{path}: {key} is in {file[key].attrs.get('unit')!r}, expected {UNITS[key]!r}")
         attributes = dict(file.attrs)
     degrees = attributes.get("degrees_of_freedom")
+    dipole, polarizability = arrays.pop("related_dipole"), arrays.pop("related_polarizability")
+    related = None
+    if "related_parts" in attributes:
+        parts = tuple((str(a), str(b), str(relation)) for a, b, relation in json.loads(attributes["related_parts"]))
+        related = RelatedSums(parts, dipole, polarizability)
     return DerivativeSeries(
         name=str(attributes["name"]),
         timestep=float(attributes["timestep"]),
@@ -629,6 +827,9 @@ def read_derivatives(path: str | Path) -> DerivativeSeries:
         degrees_of_freedom=None if degrees is None else int(degrees),
         is_periodic=bool(attributes["is_periodic"]),
         metadata=json.loads(attributes["metadata"]),
+        origin=attributes.get("origin", "velocities"),
+        related=related,
+        occupancies=np.asarray(attributes["occupancies"], dtype=float) if "occupancies" in attributes else None,
         **arrays,
     )
 
@@ -649,8 +850,15 @@ def join_derivatives(parts: Sequence[DerivativeSeries], name: str | None = None)
     if not parts:
         raise SpectrumError("no parts to join")
     first = parts[0]
+    for part in parts:
+        if part.related is not None:
+            raise SpectrumError(
+                f"{part.name} holds correlations by relation, which cannot be joined: what is related across the seam "
+                "is not in them; join the trajectories, or leave the relations out"
+            )
+    shared = ("timestep", "volume", "group_names", "removed_motion", "degrees_of_freedom", "is_periodic", "origin")
     for part in parts[1:]:
-        for key in ("timestep", "volume", "group_names", "removed_motion", "degrees_of_freedom", "is_periodic"):
+        for key in shared:
             mine, theirs = getattr(first, key), getattr(part, key)
             if mine != theirs:
                 raise SpectrumError(
@@ -673,6 +881,7 @@ def join_derivatives(parts: Sequence[DerivativeSeries], name: str | None = None)
         pieces = _of_all(parts, key)
         return None if pieces is None else np.concatenate(pieces)
 
+    occupancies = _of_all(parts, "occupancies")
     return DerivativeSeries(
         name=first.name if name is None else name,
         timestep=first.timestep,
@@ -688,6 +897,8 @@ def join_derivatives(parts: Sequence[DerivativeSeries], name: str | None = None)
         is_periodic=first.is_periodic,
         kinetic_temperature=series("kinetic_temperature"),
         metadata={**first.metadata, **{k: parts[-1].metadata[k] for k in ("stop",) if k in parts[-1].metadata}},
+        origin=first.origin,
+        occupancies=None if occupancies is None else counts @ np.array(occupancies) / counts.sum(),
     )
 
 
