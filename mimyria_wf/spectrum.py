@@ -414,7 +414,7 @@ def _transform(
     if settings.verlet_timestep is None:
         n_kept = min(int(upper / spacing), n_fft // 2) + 1
         wavenumber = observed = np.arange(n_kept) * spacing
-        spectrum = _uniform_cosines(windowed, n_fft, n_kept)
+        spectrum = cosine_series(windowed, n_fft, n_kept)
         # the trapezoidal sum of a cosine, so that the integral over the whole axis comes out exact
         partial = spacing * np.sin(2 * np.pi / n_fft * (lags * (n_kept - 1) % n_fft)) / np.tan(np.pi * lags / n_fft)
     else:
@@ -444,8 +444,8 @@ def _transform(
     return wavenumber, spectrum, integral, raw_integral
 
 
-def _uniform_cosines(values: Array, n_fft: int, n_points: int) -> Array:
-    """Return ``v_0 + 2 sum_k v_k cos(2 pi k m / n_fft)`` for m = 0 ... n_points - 1.
+def cosine_series(values: Array, n_fft: int, n_points: int) -> Array:
+    """Sum cosine series on a uniform grid, ``v_0 + 2 sum_k v_k cos(2 pi k m / n_fft)`` for m = 0 ... n_points - 1.
 
     By Bluestein's chirp transform, which costs what the lags and the points that are wanted cost, and not what n_fft
     does. Two real rows go as real and imaginary part of one: the transform of an even series is real.
@@ -540,7 +540,7 @@ def ir_spectrum(series: Iterable[DerivativeSeries], settings: SpectrumSettings |
         runs=collected.runs(),
         settings=settings,
         tensor_per_trajectory=tensor,
-        raw_integrals=raw_integrals[:, :3].mean(axis=1),
+        raw_integrals=None if raw_integrals is None else raw_integrals[:, :3].mean(axis=1),
     )
 
 
@@ -599,7 +599,7 @@ class _Collector:
         return pair_correlations(columns, pairs, max_lag, self.settings.estimator)
 
     def add(self, run: DerivativeSeries, correlation: Array, factor: float) -> None:
-        origin = getattr(run, "origin", "velocities")
+        origin = run.origin
         self.wavenumber, spectrum, integral, raw_integral = _transform(
             correlation, run.timestep, self.settings, origin == "differences"
         )
@@ -611,10 +611,11 @@ class _Collector:
         self.integrals.append(factor * integral)
         self.raw_integrals.append(factor * raw_integral)
 
-    def stacked(self) -> tuple[Array, Array, Array, Array]:
+    def stacked(self) -> tuple[Array, Array, Array, Array | None]:
         if self.wavenumber is None:
             raise SpectrumError("no trajectory to compute a spectrum from")
-        return self.wavenumber, np.array(self.spectra), np.array(self.integrals), np.array(self.raw_integrals)
+        raw_integrals = np.array(self.raw_integrals) if "differences" in self.origins else None
+        return self.wavenumber, np.array(self.spectra), np.array(self.integrals), raw_integrals
 
     def runs(self) -> Runs:
         assert self.timestep is not None

@@ -6,9 +6,19 @@ from functools import cache
 import numpy as np
 import pytest
 
-from mimyria_wf.derivatives import derivative_series
-from mimyria_wf.gates import all_passed, depolarization_gate, ir_gates, raman_gates, standard_error
-from mimyria_wf.spectrum import SpectrumSettings, ir_spectrum, raman_spectrum
+from mimyria_wf import gates as gates_module
+from mimyria_wf.derivatives import DerivativeSeries, derivative_series
+from mimyria_wf.gates import (
+    additivity_gate,
+    all_passed,
+    depolarization_gate,
+    energy_gate,
+    ir_gates,
+    raman_gates,
+    side_lobes,
+    standard_error,
+)
+from mimyria_wf.spectrum import LINESHAPES, SpectrumSettings, ir_spectrum, lineshape, raman_spectrum
 from mimyria_wf.units import AMU_A2_PER_FS2, BOLTZMANN_EV, WAVENUMBER
 
 MASSES = np.array([15.999, 1.008, 1.008, 12.011])
@@ -59,7 +69,7 @@ def test_all_gates_pass_on_a_harmonic_cluster(removed):
     assert {run.removed_motion for run in runs} == {removed}
     gates = ir_gates(ir_spectrum(runs, QUICK), runs) + raman_gates(raman_spectrum(runs, QUICK), runs)
     assert all(gate.passed for gate in gates), [gate.text for gate in gates if not gate.passed]
-    assert len(gates) == 7
+    assert len(gates) == 10
     for gate in gates:
         if "numerical" in gate.name:
             assert gate.ratio == pytest.approx(1, abs=1e-9)  # the trapezoidal rule is exact on a whole period
@@ -137,3 +147,132 @@ def test_depolarization_bounds():
 def test_standard_error_of_a_weighted_mean():
     values = np.array([1.0, 2.0, 4.0, 7.0])
     assert standard_error(values, np.full(4, 0.25)) == pytest.approx(values.std(ddof=1) / 2)
+
+
+def lines(rng, wavenumbers, n_frames):
+    """A dipole derivative of undamped lines: the hardest case for the side lobes of a window."""
+    phase = 2 * np.pi * np.asarray(wavenumbers) / WAVENUMBER * 0.5 * np.arange(n_frames)[:, None, None]
+    return (rng.normal(size=(3, len(wavenumbers))) * np.cos(phase + rng.uniform(0, 6.28, (3, len(wavenumbers))))).sum(2)
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@pytest.mark.parametrize("window", ["hann", "boxcar"])
+@pytest.mark.parametrize("lengths", [(1050,), (1500, 4000), (6000, 6000, 3000), (20000,)])
+def test_squares_are_positive_up_to_side_lobes(window, estimator, lengths):
+    """No run of squares fails, be it one line, lines side by side or noise, and however short."""
+    settings = replace(QUICK, window=window, estimator=estimator)
+    rng = np.random.default_rng(1)
+    for wavenumbers in ([1700.0], [200.0, 1500.0, 1540.0, 1700.0, 3600.0], rng.uniform(50, 4300, 40)):
+        runs = [
+            DerivativeSeries(f"r{i}", 0.5, 300.0, dipole_derivative=lines(rng, wavenumbers, n)[:, None], volume=1.0)
+            for i, n in enumerate(lengths)
+        ]
+        spectrum = ir_spectrum(runs, settings)
+        gate = by_name(ir_gates(spectrum, runs))["ir positivity"]
+        assert gate.passed, (wavenumbers, gate)
+        if window == "hann" and lengths[-1] == 20000:
+            bound = side_lobes(spectrum.wavenumber, spectrum.n_alpha, spectrum.runs, settings)
+            assert spectrum.n_alpha.min() < 0  # the lobes are there
+            assert np.median(bound) < 0.02 * spectrum.n_alpha.max()  # and the bound is not wide
+
+
+def isotropic_runs(n_runs=3):
+    """A breathing line with a weaker depolarised one, as in a liquid."""
+    rng = np.random.default_rng(2)
+    runs = []
+    for i in range(n_runs):
+        phase = 2 * np.pi * 1000.0 / WAVENUMBER * 0.5 * np.arange(6000)[:, None] + rng.uniform(0, 6.28)
+        breathing = 2 * np.cos(phase) * np.array([1.0, 1, 1, 0, 0, 0])
+        turning = np.hstack([lines(rng, [1600.0], 6000), lines(rng, [1600.0], 6000)])
+        turning[:, :3] = 0.3 * (turning[:, :3] - turning[:, :3].mean(axis=1, keepdims=True))
+        runs.append(DerivativeSeries(f"r{i}", 0.5, 300.0, polarizability_derivative=(breathing + turning)[:, None]))
+    return runs
+
+
+def test_bounds_and_sums_hold_for_a_right_spectrum_with_few_runs():
+    for n_runs in (1, 3):
+        runs = isotropic_runs(n_runs)
+        gates = by_name(raman_gates(raman_spectrum(runs, QUICK), runs))
+        for name in ("raman depolarization", "raman iso positivity", "raman vh positivity"):
+            assert gates[name].passed, gates[name]
+        assert gates["raman depolarization"].tolerance < 0.1
+        assert gates["raman depolarization"].value == pytest.approx(0.75, abs=0.02)  # the band at 1600 cm^-1
+
+
+@pytest.mark.parametrize("n_runs", [1, 3])
+def test_a_wrong_spectrum_fails_with_few_runs(n_runs):
+    """Signs of cross terms, components taken for each other, and a VH that can be negative."""
+    runs = isotropic_runs(n_runs)
+    spectrum = raman_spectrum(runs, QUICK)
+    rows = {pair: row for row, pair in enumerate(LINESHAPES)}
+    flipped, negative = spectrum.per_trajectory.copy(), spectrum.per_trajectory.copy()
+    for pair in ((0, 1), (0, 2), (1, 2)):
+        flipped[:, rows[pair]] *= -1
+    negative[:, [rows[3, 3], rows[4, 4], rows[5, 5]]] *= -1
+    for wrong, name in ((flipped, "iso"), (negative, "vh")):
+        gates = by_name(raman_gates(replace(spectrum, per_trajectory=wrong), runs))
+        assert gates["raman depolarization"].passed is False
+        assert gates[f"raman {name} positivity"].passed is False
+    # within the bounds, but not the mean square of the anisotropy
+    swap, back = [rows[0, 1], rows[5, 5]], [rows[5, 5], rows[0, 1]]
+    swapped = replace(spectrum, integrals=spectrum.integrals.copy())
+    swapped.integrals[:, swap] = swapped.integrals[:, back]
+    assert by_name(raman_gates(swapped, runs))["raman vh sum, numerical"].passed is False
+
+
+def test_a_wrong_depolarised_formula_fails_with_one_run(monkeypatch):
+    """The mean square of the anisotropy owes nothing to the sums over lineshapes."""
+    runs = isotropic_runs(1)
+
+    def wrong(lineshapes):
+        axes = [(i, j) for i in range(3) for j in range(3)]
+        iijj = np.sum([lineshape(lineshapes, i, i, j, j) for i, j in axes], axis=0)
+        ijij = np.sum([lineshape(lineshapes, i, j, i, j) for i, j in axes], axis=0)
+        iso, vh = iijj / 9, ijij / 10  # without - I_iijj / 3, as seen in a public code
+        return {"iso": iso, "vh": vh, "vv": iso + 4 / 3 * vh, "aniso": 15 * vh}
+
+    assert by_name(raman_gates(raman_spectrum(runs, QUICK), runs))["raman vh sum, numerical"].passed
+    monkeypatch.setattr(gates_module, "raman_invariants", wrong)
+    assert by_name(raman_gates(raman_spectrum(runs, QUICK), runs))["raman vh sum, numerical"].passed is False
+
+
+def test_additivity():
+    assert additivity_gate({"ir": 3e-15, "xxxx": 8e-14}).passed
+    gate = additivity_gate({"ir": 3e-15, "xxyy": 2e-9})
+    assert gate.passed is False
+    assert "xxyy" in gate.text
+    assert additivity_gate({"ir": 1e-15, "xxxx": float("nan")}).passed is False
+    assert additivity_gate({}).passed is None
+
+
+def test_energy_drift():
+    def run(drift, name="r", temperature=300.0):
+        series = np.zeros((40001, 1, 3))
+        return DerivativeSeries(
+            name, 0.5, temperature, series, metadata={} if drift is None else {"energy_drift": drift}
+        )
+
+    # 3 k_B T = 77.6 meV at 300 K, 5 % of it in 20 ps: 0.194 meV/(ps atom)
+    assert energy_gate([run(0.19), run(-0.19)]).passed
+    gate = energy_gate([run(0.01), run(-0.2, "bad")])
+    assert gate.passed is False
+    assert gate.value == pytest.approx(0.2 * 20 / (3e3 * BOLTZMANN_EV * 300))
+    assert "bad" in gate.text
+    assert energy_gate([run(0.19, temperature=200.0)]).passed is False
+    assert energy_gate([run(None), run(float("nan"))]).passed is None
+    part = energy_gate([run(None), run(0.01)])
+    assert part.passed
+    assert "1 of 2 runs carry no energies" in part.text
+
+
+def test_gates_compare_like_with_like_when_differences_are_corrected():
+    """The mean square of a differenced series is that of the spectrum before it is divided by sinc^2."""
+    runs = [replace(run, origin="differences") for run in harmonic_runs()]
+    spectrum = ir_spectrum(runs, QUICK)
+    gate = by_name(ir_gates(spectrum, runs))["ir f-sum, numerical"]
+    assert gate.ratio == pytest.approx(1, abs=1e-9)
+    assert np.all(spectrum.integrals > spectrum.raw_integrals)
+    verlet = replace(QUICK, verlet_timestep=0.5)
+    gates = ir_gates(ir_spectrum(runs, verlet), runs) + raman_gates(raman_spectrum(runs, verlet), runs)
+    exact = [gate for gate in gates if "numerical" in gate.name or "positivity" in gate.name]
+    assert all(gate.passed for gate in exact), [gate for gate in exact if not gate.passed]
