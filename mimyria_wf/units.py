@@ -20,6 +20,8 @@ BOLTZMANN_EV: float = _c.physical_constants["Boltzmann constant in eV/K"][0]
 """k_B [eV/K]."""
 AMU_A2_PER_FS2: float = _c.atomic_mass * 1e10 / _c.e
 """u (A/fs)^2 [eV]."""
+DEBYE: float = 1e-21 / _c.c / _c.e * 1e10
+"""Debye [e A]."""
 WAVENUMBER: float = 1e15 / (_c.c * 100)
 """1/fs [cm^-1]."""
 E: float = _c.e
