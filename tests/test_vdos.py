@@ -197,7 +197,11 @@ def test_removed_motions_leave_each_species_its_share(tmp_path: Path, motion: st
         expected = [3 * (len(masses) - masses.sum() / MASSES.sum()) for masses in members]
         np.testing.assert_allclose(found.shares[0], expected, rtol=1e-10)
     gates = vdos_gates(found)
-    assert [gate.name for gate in gates] == ["vdos integral"] + [f"vdos {s}, equipartition" for s in ("H", "C", "O")]
+    assert [gate.name for gate in gates] == [
+        "vdos integral",
+        *(f"vdos {s}, equipartition" for s in ("H", "C", "O")),
+        "vdos positivity",
+    ]
     assert all(gate.passed for gate in gates), [gate.text for gate in gates]
 
 
@@ -210,6 +214,7 @@ def test_a_hot_species_fails_its_gate(tmp_path: Path) -> None:
         "vdos H, equipartition": False,
         "vdos C, equipartition": False,
         "vdos O, equipartition": False,
+        "vdos positivity": True,
     }
 
 
@@ -301,7 +306,8 @@ def test_one_run_has_no_errors_and_says_so(tmp_path: Path) -> None:
     assert any("one trajectory" in note for note in summary["notes"])
     table = np.genfromtxt(tmp_path / "out" / "vdos.csv", delimiter=",", names=True)
     assert np.isnan(table["all_error"]).all()
-    assert [gate["passed"] for gate in summary["gates"]] == [True]
+    judged = {gate["name"]: gate["passed"] for gate in summary["gates"]}
+    assert judged == {"vdos integral": True, "vdos positivity": True, "nve energy drift": None}
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
