@@ -4,6 +4,7 @@ Figures of spectra are written twice, as the picture asked for and beside it as 
 when a figure is drawn, with the Agg canvas, and its global state is left alone.
 """
 
+import logging
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ RAMAN_LABEL = r"$I(\omega)$ / $e^4 a_0^4 E_\mathrm{h}^{-2}$ cm"
 RAMAN_WEIGHTED_LABEL = r"$\tilde\nu^2 I(\omega)$ / $e^4 a_0^4 E_\mathrm{h}^{-2}$ cm$^{-1}$"
 WAVENUMBER_LABEL = r"Wavenumber / cm$^{-1}$"
 KIND_NAMES = {"ir": "IR", "iso": "isotropic", "aniso": "anisotropic", "vv": "VV", "vh": "VH"}
+
+_LONG_LABEL = 40
 
 _STYLE: dict[Any, Any] = {
     "font.size": 9.0,
@@ -108,8 +111,14 @@ def _figure(
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # no dates and versions: the same spectra give the same files
         bare: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".pdf": {"CreationDate": None}}
-        for target in (Path(path), *([_printable(path)] if is_for_print else [])):
-            figure.savefig(target, metadata=bare.get(target.suffix))
+        fonts = logging.getLogger("fontTools")
+        level = fonts.level
+        fonts.setLevel(logging.ERROR)  # it warns of the time stamps in matplotlib's own fonts
+        try:
+            for target in (Path(path), *([_printable(path)] if is_for_print else [])):
+                figure.savefig(target, metadata=bare.get(target.suffix))
+        finally:
+            fonts.setLevel(level)
 
 
 def _printable(path: str | Path) -> Path:
@@ -125,7 +134,9 @@ def _caption(figure: "Figure", caption: str, warning: str = "") -> None:
     """Write a caption below, and what is wrong with the spectra above."""
     width = figure.get_figwidth()
     if caption:
-        text = "\n".join(textwrap.wrap(caption, int(width * 19)))
+        # no line may end between a number and its unit
+        text = caption.replace(" cm$", "\N{NO-BREAK SPACE}cm$")
+        text = "\n".join(textwrap.wrap(text, int(width * 19)))
         figure.supxlabel(text, fontsize=7, color="#444444", x=0.02, ha="left")
     if warning:
         text = "\n".join(textwrap.wrap(warning, int(width * 15)))
@@ -144,7 +155,10 @@ def _finish_axis(axes: "Axes", curves: Sequence[Curve], label: str, upper: float
     axes.set_ylabel(label)
     axes.set_xlim(lower, upper)
     axes.axhline(0, color="#bbbbbb", lw=0.6, zorder=0)
-    if any(curve.label for curve in curves):
+    longest = max((len(curve.label) for curve in curves), default=0)
+    if longest > _LONG_LABEL:  # it would lie across the curves
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
+    elif longest:
         axes.legend(loc="best")
 
 
@@ -270,7 +284,7 @@ def plot_parts(
                 negative = np.where(curve.values < 0, curve.values, 0.0)
                 panel.fill_between(curve.wavenumber, negative, 0, color=COLOURS[2], alpha=0.5, lw=0)
                 part = float(np.trapezoid(curve.values[is_kept], curve.wavenumber[is_kept]))
-                text += f"   {100 * part / whole:+.1f} %" if whole else ""
+                text += f"   {100 * part / whole:+.1f} %".replace("-", "\N{MINUS SIGN}") if whole else ""
                 panel.locator_params(axis="y", nbins=3)
             panel.set_title(text, fontsize=8, loc="left", pad=2.5)
         figure.supylabel(label, fontsize=9)

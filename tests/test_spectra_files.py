@@ -1,6 +1,7 @@
 """Spectra from files to files, and the comparison of two sets."""
 
 import json
+from dataclasses import replace
 
 import ase
 import ase.io
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from ase.data import atomic_masses
 
-from mimyria_wf.derivatives import derivative_series, write_derivatives
+from mimyria_wf.derivatives import derivative_series, read_derivatives, write_derivatives
 from mimyria_wf.errors import SpectrumError, TrajectoryError
+from mimyria_wf.intensity import RamanForm
 from mimyria_wf.spectra_files import compare_spectra, read_series, read_table, spectra_files
+from mimyria_wf.spectra_output import warning_of
 from mimyria_wf.spectrum import LINESHAPE_NAMES, SpectrumSettings
 from mimyria_wf.units import AMU_A2_PER_FS2, BOLTZMANN_EV, WAVENUMBER
 
@@ -60,9 +63,13 @@ def test_a_folder_of_spectra(tmp_path):
     summary = spectra_files(paths, tmp_path / "out", settings=QUICK, progress=lambda *args: seen.append(args))
     out = tmp_path / "out"
     assert json.loads((out / "summary.json").read_text()) == summary
-    assert sorted(path.name for path in out.iterdir()) == sorted(summary["files"])
-    assert {"ir.png", "raman.png"} <= set(summary["files"])
-    assert all(gate["passed"] for gate in summary["gates"] if "equipartition" not in gate["name"])
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) == sorted(summary["files"])
+    assert {"ir.png", "ir.pdf", "ir_tensor.pdf", "raman.png", "jcamp/raman_vv.jdx", "spectra.nc"} <= set(
+        summary["files"]
+    )
+    judged = [gate for gate in summary["gates"] if "equipartition" not in gate["name"]]
+    assert all(gate["passed"] for gate in judged if gate["name"] != "nve energy drift")  # the runs carry no energies
+    assert {"ir positivity", "raman vh positivity", "raman depolarization"} <= {gate["name"] for gate in judged}
     assert summary["f_sum"]["numerical"] == pytest.approx(1, abs=1e-3)
     assert summary["n_trajectories"] == 3
     assert summary["trajectories"][0]["removed_motion"] == "translation+rotation"
@@ -71,10 +78,16 @@ def test_a_folder_of_spectra(tmp_path):
     ir = read_table(out / "ir.csv")
     assert list(ir) == ["wavenumber", "n_alpha", "error"]
     assert np.isfinite(ir["error"]).all()
+    tensor = read_table(out / "ir_tensor.csv")
+    np.testing.assert_allclose((tensor["xx"] + tensor["yy"] + tensor["zz"]) / 3, ir["n_alpha"], atol=1e-8)
     raman = read_table(out / "raman.csv")
     assert list(raman)[:6] == ["wavenumber", "iso", "aniso", "vv", "vh", "depolarization"]
     assert np.array_equal(np.isnan(raman["iso"]), raman["wavenumber"] < 66.71)
     weighted = read_table(out / "raman_weighted.csv")
+    # a ratio of two noises is no number
+    is_strong = weighted["vv"] > 0.01 * weighted["vv"][raman["wavenumber"] > 66.71].max()
+    for name in ("depolarization", "depolarization_error"):
+        assert np.array_equal(np.isfinite(raman[name]), is_strong & (raman["wavenumber"] > 66.71))
     kept = raman["wavenumber"] > 67
     np.testing.assert_allclose(
         (weighted["vv"] / weighted["wavenumber"].clip(1) ** 2)[kept], raman["vv"][kept], rtol=1e-8
@@ -135,8 +148,126 @@ def test_compare(tmp_path):
     table.write_text("wavenumber,n_alpha\n0,1\n2000,2\n4000,1\n")
     measured = compare_spectra(tmp_path / "explicit", table)
     assert list(measured["spectra"]) == ["ir"]
+    assert result["warnings"] == []
+    assert result["cca"] is None
     assert result["notes"] == ["raman: 34 undefined points up to 65.2 cm^-1 left out"]
     assert any("interpolated" in note for note in measured["notes"])
+
+
+def groups_of(run, names=("O", "H", "rest")):
+    """Split a run's total into groups that differ from it and from each other."""
+    noise = np.random.default_rng(7).normal(size=(2, run.n_frames, 1))
+    shares = np.concatenate([0.5 + 0.3 * noise[0], 0.2 * noise[1], 0.5 - 0.3 * noise[0] - 0.2 * noise[1]], axis=1)
+    dipole, polarizability = (
+        x[:, :1] * shares[..., None] for x in (run.dipole_derivative, run.polarizability_derivative)
+    )
+    occupancies = np.array([1.0, 1.5, 0.5])
+    return replace(
+        run,
+        dipole_derivative=dipole,
+        polarizability_derivative=polarizability,
+        group_names=names,
+        occupancies=occupancies,
+    )
+
+
+def test_parts_in_tables_summary_and_comparison(tmp_path):
+    for side, error in (("a", 0.0), ("b", 0.1)):
+        paths = write_runs(tmp_path / side, model_error=error)
+        for path in paths:
+            write_derivatives(path, groups_of(read_derivatives(path)))
+        summary = spectra_files(paths, tmp_path / f"out-{side}", settings=QUICK, draws=False)
+    out = tmp_path / "out-a"
+    assert summary["cca"]["groups"] == ["O", "H", "rest"]
+    assert summary["cca"]["occupancies"] == {"O": 1, "H": 1.5, "rest": 0.5}
+    names = [part["name"] for part in summary["cca"]["parts"]]
+    assert len(names) == 6
+    for kind in ("ir", "raman_iso", "raman_vv", "raman_vh"):
+        assert sum(part["shares"][kind] for part in summary["cca"]["parts"]) == pytest.approx(1, abs=1e-9)
+    assert any(part["shares"]["ir"] < 0 for part in summary["cca"]["parts"])  # negative cross terms stay
+    (gate,) = (gate for gate in summary["gates"] if "additivity" in gate["name"])
+    assert gate["passed"]
+    for name, total, column in (
+        ("cca_ir", "ir", "n_alpha"),
+        ("cca_raman_iso", "raman", "iso"),
+        ("cca_raman_vv", "raman", "vv"),
+        ("cca_raman_vh", "raman", "vh"),
+    ):
+        table = read_table(out / f"{name}.csv")
+        assert list(table) == ["wavenumber", "total", *names, "total_error", *(f"{n}_error" for n in names)]
+        largest = np.nanmax(table["total"])
+        np.testing.assert_allclose(sum(table[n] for n in names), table["total"], atol=1e-8 * largest)
+        np.testing.assert_array_equal(table["total"], read_table(out / f"{total}.csv")[column])
+    result = compare_spectra(out, tmp_path / "out-b")
+    cca = result["cca"]
+    for kind in ("ir", "raman_iso", "raman_vv", "raman_vh"):
+        assert list(cca["by_spectrum"][kind]) == names
+        for entry in cca["by_spectrum"][kind].values():
+            assert 0 < entry["distance"] < 0.5
+            assert entry["lower"] <= entry["distance"] <= entry["upper"]
+    # Fig. 4: mean and standard deviation over the parts; Fig. 6: of each part's mean over iso, VV and VH
+    ir = [1 - cca["by_spectrum"]["ir"][name]["distance"] for name in names]
+    assert cca["ir"]["agreement"] == pytest.approx(np.mean(ir))
+    assert cca["ir"]["standard_deviation"] == pytest.approx(np.std(ir))
+    assert cca["ir"]["parts"][cca["ir"]["lowest"]] == min(ir)
+    raman = [
+        np.mean([1 - cca["by_spectrum"][f"raman_{kind}"][name]["distance"] for kind in ("iso", "vv", "vh")])
+        for name in names
+    ]
+    assert cca["raman"]["agreement"] == pytest.approx(np.mean(raman))
+    assert 0.5 < cca["raman_lineshapes"]["agreement"] < 1
+    assert cca["raman_lineshapes"]["n_lineshapes"] == 21
+    assert compare_spectra(out, out)["cca"]["ir"]["agreement"] == 1
+    json.dumps(result, allow_nan=False)
+
+
+def test_unlike_settings_are_no_fair_comparison(tmp_path):
+    paths = write_runs(tmp_path / "a")
+    spectra_files(paths, tmp_path / "one", settings=QUICK, draws=False)
+    other = replace(QUICK, window_length=400.0, estimator="biased")
+    spectra_files(paths, tmp_path / "two", settings=other, draws=False)
+    warnings = compare_spectra(tmp_path / "one", tmp_path / "two", plot=tmp_path / "x.png")["warnings"]
+    assert "the two sides have different window lengths [fs]: 500.0 and 400.0" in warnings
+    assert "the two sides have different estimators: unbiased and biased" in warnings
+
+
+def test_a_failed_gate_stands_on_the_figures(tmp_path):
+    """A wrong unit of the tensors, found by equipartition, and named above every figure."""
+    paths = write_runs(tmp_path / "a", n_runs=6, targets=("apt",))
+    for path in paths:
+        run = read_derivatives(path)
+        write_derivatives(path, replace(run, apt_square=4 * run.apt_square))
+    summary = spectra_files(paths, tmp_path / "out", settings=QUICK)
+    assert not summary["passed"]
+    assert "ir f-sum, equipartition" in warning_of(summary)
+    figure = (tmp_path / "out" / "ir.png").read_bytes()
+    for path in paths:
+        write_derivatives(path, replace(read_derivatives(path), apt_square=None))
+    judged = spectra_files(paths, tmp_path / "good", settings=QUICK)
+    assert judged["passed"]
+    assert warning_of(judged) == ""
+    assert figure != (tmp_path / "good" / "ir.png").read_bytes()
+
+
+def test_measured_spectra_and_geometries_beside_the_tables(tmp_path):
+    paths = write_runs(tmp_path / "a")
+    table = tmp_path / "measured.csv"
+    table.write_text("# units: cm^-1, 10^3 cm^-1\n3000 1\n1000 2\n")
+    summary = spectra_files(
+        paths,
+        tmp_path / "out",
+        settings=QUICK,
+        measured=[table],
+        geometries=["Z(XX)Z"],
+        form=RamanForm("harmonic"),
+    )
+    assert {"ir_measured.png", "raman_harmonic.csv", "raman_geometries_harmonic.csv"} <= set(summary["files"])
+    assert summary["measured"] == [{"source": str(table), "unit": "cm^-1", "factor": 1.0}]
+    assert summary["raman_form"]["geometries"] == {"Z(XX)Z": "Z_XX_Z"}
+    table.write_text("3000 1\n1000 2\n")
+    with pytest.raises(SpectrumError, match="does not say its units"):
+        spectra_files(paths, tmp_path / "bad", settings=QUICK, measured=[table])
+    assert not (tmp_path / "bad").exists()
 
 
 def test_only_one_target(tmp_path):

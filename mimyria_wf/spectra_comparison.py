@@ -1,0 +1,319 @@
+"""How far two sets of spectra are from each other: Eq. 16 for totals and for the parts of a cross-correlation analysis.
+
+The paper scores a model by the agreement 1 - Delta of the total spectrum, and by the mean and the standard deviation of
+the agreements of all parts (Figs. 4 and 6): a rare species is lost in the total but not among the parts. For Raman the
+score of a part is the mean over iso, VV and VH; the mean over the 21 lineshapes stands beside it.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimyria_wf import plots
+from mimyria_wf.cca import CcaSpectra
+from mimyria_wf.errors import SpectrumError
+from mimyria_wf.spectra_output import caption_of, number
+from mimyria_wf.spectra_store import STORE_NAME, StoredSpectra, read_store
+from mimyria_wf.spectra_tables import read_table
+from mimyria_wf.spectrum import (
+    LINESHAPE_NAMES,
+    DistanceInterval,
+    RamanSpectrum,
+    spectral_distance,
+    spectral_distance_interval,
+)
+
+Array = NDArray[Any]
+
+COMPARED = ("ir", "raman_iso", "raman_vv", "raman_vh")
+"""Spectra that a comparison looks at; the anisotropic one is 15 VH and has VH's distance."""
+_SCORED = ("iso", "vv", "vh")
+_SAME = {
+    "window": "windows",
+    "window_length": "window lengths [fs]",
+    "estimator": "estimators",
+    "mean_subtracted": "subtraction of means",
+    "verlet_timestep": "Verlet corrections [fs]",
+    "corrects_differences": "corrections of differences",
+    "masked_below": "masks [cm^-1]",
+}
+
+
+class _Set:
+    """Spectra of one side of a comparison, with those of each run where they are known."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.spectra: dict[str, tuple[Array, Array]] = {}
+        self.per_run: dict[str, Array] = {}
+        self.names: list[str] = []
+        self.n_frames: Array = np.zeros(0)
+        self.stored: StoredSpectra | None = None
+        if not self.path.exists():
+            raise SpectrumError(f"{self.path}: no such file or folder")
+        tables = [self.path] if self.path.is_file() else [self.path / name for name in ("ir.csv", "raman.csv")]
+        for table in tables:
+            if table.is_file():
+                self._add(table, read_table(table))
+        if not self.spectra:
+            raise SpectrumError(f"{self.path} holds no spectra: expected ir.csv or raman.csv of `mimyria-wf spectra`")
+        store = (self.path if self.path.is_dir() else self.path.parent) / STORE_NAME
+        is_ours = self.path.is_dir() or self.path.name in ("ir.csv", "raman.csv")
+        if is_ours and store.is_file():
+            self._add_runs(read_store(store))
+
+    def _add(self, path: Path, table: dict[str, Array]) -> None:
+        nu = table["wavenumber"]
+        if "n_alpha" in table:
+            self.spectra["ir"] = (nu, table["n_alpha"])
+        for kind in _SCORED:
+            if kind in table:
+                self.spectra[f"raman_{kind}"] = (nu, table[kind])
+        if not self.spectra:
+            raise SpectrumError(f"{path} has neither n_alpha nor iso, vv, vh among its columns: {', '.join(table)}")
+
+    def _add_runs(self, stored: StoredSpectra) -> None:
+        spectrum = stored.ir or stored.raman
+        if spectrum is None:
+            return
+        self.stored = stored
+        self.names = list(spectrum.runs.names)
+        self.n_frames = spectrum.runs.n_frames
+        self.wavenumber = spectrum.wavenumber
+        if stored.ir is not None:
+            self.per_run["ir"] = stored.ir.per_trajectory
+        if stored.raman is not None:
+            parts = stored.raman.weighted_per_trajectory
+            self.per_run |= {f"raman_{kind}": parts[kind] * stored.raman.inverse_square for kind in _SCORED}  # type: ignore[index]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings as in the summary; empty where they are not known."""
+        return {} if self.stored is None else self.stored.summary.get("settings", {})
+
+
+def compare_spectra(
+    a: str | Path,
+    b: str | Path,
+    *,
+    lower: float = 0.0,
+    upper: float = 4000.0,
+    plot: str | Path | None = None,
+    labels: tuple[str, str] | None = None,
+    n_bootstrap: int = 500,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """Return the spectral distance, Eq. 16, of all spectra that two sets share, and of all parts that they share.
+
+    Runs of the same names on both sides are resampled together (the same trajectories with tensors from elsewhere,
+    which is what Eq. 16 is meant for), other runs independently.
+
+    Args:
+        a: folder of spectra, or one of its tables.
+        b: the same.
+        lower: start of the integrals [cm^-1].
+        upper: their end [cm^-1].
+        plot: picture to draw of both.
+        labels: names of the two sides in it; the names of the folders by default.
+        n_bootstrap: number of resamples of the trajectories.
+        seed: of the bootstrap.
+        confidence: of the intervals.
+
+    Returns:
+        ``spectra``: by name (ir, raman_iso, raman_vv, raman_vh) ``distance``, ``lower``, ``upper`` (None without an
+        interval), ``agreement`` = 1 - distance; ``largest`` of these; ``cca``, see :func:`_cca_scores`, None where a
+        side has no parts; ``range``; ``n_trajectories``; ``is_paired``; ``warnings`` where the two sides were not made
+        alike; ``notes``.
+    """
+    first, second = _Set(a), _Set(b)
+    shared = [name for name in COMPARED if name in first.spectra and name in second.spectra]
+    if not shared:
+        raise SpectrumError(f"{a} and {b} share no spectrum: {sorted(first.spectra)} against {sorted(second.spectra)}")
+    is_paired = bool(first.names) and first.names == second.names
+
+    def interval_of(nu: Array, values: Array, other: Array) -> DistanceInterval:
+        return spectral_distance_interval(
+            nu,
+            values,
+            other,
+            first.n_frames,
+            None if is_paired else second.n_frames,
+            lower=lower,
+            upper=upper,
+            confidence=confidence,
+            n_bootstrap=n_bootstrap,
+            seed=seed,
+        )
+
+    warnings = _differences(first.settings, second.settings)
+    notes: list[str] = []
+    results: dict[str, dict[str, Any]] = {}
+    for name in shared:
+        (nu, values), (other_nu, other) = first.spectra[name], second.spectra[name]
+        is_one_grid = _is_one_grid(nu, other_nu)
+        has_runs = name in first.per_run and name in second.per_run and len(nu) == len(first.wavenumber)
+        interval: DistanceInterval | None = None
+        if is_one_grid and has_runs:
+            interval = interval_of(nu, first.per_run[name], second.per_run[name])
+        if not is_one_grid:
+            notes.append(f"{name}: {b} is interpolated linearly onto the grid of {a}")
+            other = np.interp(nu, other_nu, other, left=np.nan, right=np.nan)
+        results[name] = _entry(spectral_distance(nu, values, other, lower, upper), interval)
+        is_undefined = ~(np.isfinite(values) & np.isfinite(other)) & (nu >= lower) & (nu <= upper)
+        if is_undefined.any():
+            last = nu[is_undefined].max()
+            note = (
+                f"{name.partition('_')[0]}: {int(is_undefined.sum())} undefined points up to {last:.1f} cm^-1 left out"
+            )
+            notes += [] if note in notes else [note]
+    n_runs = min(len(first.names), len(second.names))
+    if n_runs < 2:
+        notes.append("fewer than two trajectories on a side: no interval can be given")
+    cca = _cca_scores(first.stored, second.stored, interval_of, lower, upper, notes)
+    if plot is not None:
+        chosen = labels or (Path(a).name, Path(b).name)
+        _plot_sets(plot, first, second, shared, results, chosen, upper, "; ".join(warnings))
+    return {
+        "a": str(a),
+        "b": str(b),
+        "range": [lower, upper],
+        "spectra": results,
+        "largest": max(entry["distance"] for entry in results.values()),
+        "cca": cca,
+        "n_trajectories": n_runs,
+        "is_paired": is_paired,
+        "confidence": confidence,
+        "warnings": warnings,
+        "notes": notes,
+    }
+
+
+def _is_one_grid(nu: Array, other: Array) -> bool:
+    return nu.shape == other.shape and np.allclose(nu, other, rtol=1e-6, atol=1e-6)
+
+
+def _entry(value: float, interval: DistanceInterval | None) -> dict[str, Any]:
+    ends = (None, None) if interval is None else (number(interval.lower), number(interval.upper))
+    return {"distance": value, "lower": ends[0], "upper": ends[1], "agreement": 1 - value}
+
+
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return one line for every setting that two sets must share for Eq. 16 to mean something."""
+    warnings = []
+    for key, text in _SAME.items():
+        if key not in first or key not in second:
+            continue
+        one, other = first[key], second[key]
+        both_numbers = isinstance(one, int | float) and isinstance(other, int | float)
+        if not (np.isclose(one, other, rtol=1e-6) if both_numbers else one == other):
+            warnings.append(f"the two sides have different {text}: {one} and {other}")
+    return warnings
+
+
+def _cca_scores(
+    first: StoredSpectra | None,
+    second: StoredSpectra | None,
+    interval_of: Callable[[Array, Array, Array], DistanceInterval],
+    lower: float,
+    upper: float,
+    notes: list[str],
+) -> dict[str, Any] | None:
+    """Return the scores of the parts that two sets share.
+
+    Returns:
+        ``ir``, ``raman`` (mean over iso, VV and VH) and ``raman_lineshapes`` (mean over the 21), where both sides have
+        them: each with ``parts`` by name, ``agreement`` (mean over the parts) and ``standard_deviation`` (over the
+        parts); ``by_spectrum``: distance and interval of every part's ir, raman_iso, raman_vv, raman_vh.
+    """
+    if first is None or second is None or first.cca is None or second.cca is None:
+        return None
+    one, other = first.cca, second.cca
+    names, other_names = ([part.name for part in side.parts] for side in (one, other))
+    shared = [name for name in names if name in other_names]
+    missing = sorted(set(names) ^ set(other_names))
+    if missing:
+        notes.append(f"cca: parts on one side only are left out: {'; '.join(missing)}")
+    if not shared or not _is_one_grid(one.wavenumber, other.wavenumber):
+        notes.append("cca: no parts in common" if not shared else "cca: the grids differ, parts are not compared")
+        return None
+    rows = [names.index(name) for name in shared], [other_names.index(name) for name in shared]
+    by_spectrum: dict[str, dict[str, Any]] = {}
+    spectra = _spectra_of_parts(first), _spectra_of_parts(second)
+    for kind in (k for k in COMPARED if k in spectra[0] and k in spectra[1]):
+        by_spectrum[kind] = {}
+        for name, i, j in zip(shared, *rows):
+            interval = interval_of(one.wavenumber, spectra[0][kind][:, i], spectra[1][kind][:, j])
+            by_spectrum[kind][name] = _entry(interval.value, interval)
+    scores: dict[str, Any] = {"by_spectrum": by_spectrum}
+    if "ir" in by_spectrum:
+        scores["ir"] = _score({name: entry["agreement"] for name, entry in by_spectrum["ir"].items()})
+    kinds = [f"raman_{kind}" for kind in _SCORED]
+    if all(kind in by_spectrum for kind in kinds):
+        mean = {name: float(np.mean([by_spectrum[kind][name]["agreement"] for kind in kinds])) for name in shared}
+        scores["raman"] = _score(mean)
+    if first.raman is not None and one.weighted_lineshapes is not None and other.weighted_lineshapes is not None:
+        square = first.raman.inverse_square
+        agreements = {}
+        for name, i, j in zip(shared, *rows):
+            pairs = zip(one.weighted_lineshapes[i] * square, other.weighted_lineshapes[j] * square)
+            distances = [spectral_distance(one.wavenumber, p, q, lower, upper) for p, q in pairs]
+            agreements[name] = float(1 - np.mean(distances))
+        scores["raman_lineshapes"] = {**_score(agreements), "n_lineshapes": len(LINESHAPE_NAMES)}
+    return scores
+
+
+def _spectra_of_parts(stored: StoredSpectra) -> dict[str, Array]:
+    """Return spectra of the parts of each run by kind, (n_trajectories, n_parts, n), Raman with 1/nu^2."""
+    cca: CcaSpectra | None = stored.cca
+    assert cca is not None
+    found: dict[str, Array] = {}
+    if cca.ir_per_trajectory is not None:
+        found["ir"] = cca.ir_per_trajectory
+    if cca.weighted_per_trajectory is not None and stored.raman is not None:
+        raman: RamanSpectrum = stored.raman
+        iso, vh = (cca.weighted_per_trajectory[kind] * raman.inverse_square for kind in ("iso", "vh"))
+        found |= {"raman_iso": iso, "raman_vv": iso + 4 / 3 * vh, "raman_vh": vh}
+    return found
+
+
+def _score(agreements: Mapping[str, float]) -> dict[str, Any]:
+    values = np.array(list(agreements.values()))
+    return {
+        "parts": dict(agreements),
+        "agreement": float(values.mean()),
+        "standard_deviation": float(values.std()),
+        "lowest": min(agreements, key=lambda name: agreements[name]),
+    }
+
+
+def _plot_sets(
+    path: str | Path,
+    first: _Set,
+    second: _Set,
+    shared: Sequence[str],
+    results: Mapping[str, Mapping[str, Any]],
+    labels: tuple[str, str],
+    upper: float,
+    warning: str,
+) -> None:
+    pairs = {
+        name: (plots.Curve(*first.spectra[name], label=labels[0]), plots.Curve(*second.spectra[name], label=labels[1]))
+        for name in shared
+    }
+    texts = {}
+    for name, entry in results.items():
+        interval = "" if entry["upper"] is None else f" [{entry['lower']:.4f}, {entry['upper']:.4f}]"
+        texts[name] = rf"$\Delta$ = {entry['distance']:.4f}{interval}"
+    caption = "Spectral distance of Eq. 16"
+    summary = first.path / "summary.json"
+    if summary.is_file():
+        caption += f". {caption_of(json.loads(summary.read_text()))}"
+        caption = caption.replace(", bands: one standard error over trajectories", "").replace(
+            ", no error estimate", ""
+        )
+    plots.plot_comparison(path, pairs, texts, caption, upper, warning)
