@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from mimyria_wf import plots
 from mimyria_wf.correlation import BlockCorrelator, normalise
 from mimyria_wf.derivatives import (
+    GroupFollower,
     RemovedMotion,
     count_degrees_of_freedom,
     find_removed_motion,
@@ -54,17 +55,8 @@ POWER_KIND = "classical, mean square velocity per wavenumber, not mass weighted"
 _NUMBERS_IN_CHUNK = 3_000_000
 
 
-class Membership(Protocol):
-    """What the density of states asks of groups (:mod:`mimyria_wf.groups`)."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Names of the groups, a partition of the atoms."""
-        ...
-
-    def memberships(self, positions: Array, numbers: Array, cell: Array, pbc: Array) -> Array:
-        """Return the group of each atom at each frame, (n_frames, n_atoms)."""
-        ...
+FollowerOf = Callable[[TrajectoryReader], GroupFollower]
+"""Makes what tells the groups of a trajectory's atoms, frame by frame."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +139,7 @@ def vdos(
     readers: Sequence[TrajectoryReader],
     settings: SpectrumSettings | None = None,
     *,
-    groups: Membership | None = None,
+    groups: FollowerOf | None = None,
     progress: Progress | None = None,
 ) -> Vdos:
     """Return density of states and power spectra of several runs.
@@ -157,7 +149,7 @@ def vdos(
     Args:
         readers: trajectories with velocities, of the same atoms.
         settings: window, grid, temperature, bootstrap. The Verlet correction applies as to every other spectrum.
-        groups: parts of the system; the species without it.
+        groups: makes for each trajectory what tells its groups; relations are left aside. The species without it.
         progress: called with (frames done, frames, message).
 
     Raises:
@@ -170,14 +162,14 @@ def vdos(
     if settings.subtract_mean:
         raise SpectrumError("the mean velocity of an atom is part of its density of states: leave subtract_mean off")
     first = readers[0]
-    names = tuple(groups.names) if groups is not None else _species_names(first.numbers)
+    names = tuple(groups(first).names) if groups is not None else _species_names(first.numbers)
     total = sum(reader.n_frames for reader in readers)
     done = 0
     found = []
     for reader in readers:
         reader.require_velocities()
         max_lag = _max_lag(reader, first, settings)
-        sums = _RunSums(reader, max_lag, len(names), groups)
+        sums = _RunSums(reader, max_lag, len(names), None if groups is None else groups(reader))
         for _, chunk in reader.chunks(max(1, _NUMBERS_IN_CHUNK // (3 * reader.n_atoms))):
             sums.add(chunk)
             done += chunk.n_frames
@@ -255,7 +247,7 @@ class _RunSums:
     reader: TrajectoryReader
     max_lag: int
     n_parts: int
-    groups: Membership | None
+    follower: GroupFollower | None
     correlators: dict[tuple[int, float], BlockCorrelator] = field(default_factory=dict)
     removed_motion: RemovedMotion | None = None
     degrees_of_freedom: int = 0
@@ -283,14 +275,14 @@ class _RunSums:
         self.temperature_sum += float(temperatures.sum())
         square = np.einsum("i,tia,tia->ti", self.masses, velocities, velocities)
         share = temperatures[:, None] * _atom_shares(self.masses, positions, self.removed_motion)
-        if self.groups is None:
+        if self.follower is None:
             for part in range(self.n_parts):
                 is_member = self.species == part
                 self._note(part, square[:, is_member], share[:, is_member], int(is_member.sum()) * len(velocities))
                 for mass in np.unique(self.masses[is_member]):
                     self._correlator(part, mass).add(velocities[:, is_member & (self.masses == mass)])
             return
-        member = self.groups.memberships(positions, self.reader.numbers, self.reader.cell, self.reader.pbc)
+        member, _ = self.follower.follow(positions)
         for part in range(self.n_parts):
             weight = (member == part).astype(float)
             self._note(part, weight * square, weight * share, int(weight.sum()))
@@ -321,7 +313,7 @@ class _RunSums:
         own = self.temperature_sum / n_frames
         thermal = BOLTZMANN_EV * (settings.temperature or own) / AMU_A2_PER_FS2  # k_B T [u A^2/fs^2]
         correlations = np.zeros((2, self.n_parts, self.max_lag + 1))
-        halves = 1.0 if self.groups is None else 0.5
+        halves = 1.0 if self.follower is None else 0.5
         for (part, mass), correlator in self.correlators.items():
             values = halves * normalise(correlator.sums().sum(axis=1), n_frames, settings.estimator)
             correlations[0, part] += mass / thermal * values
@@ -442,7 +434,7 @@ def vdos_files(
     settings = settings or SpectrumSettings()
     readers = [open_trajectory(path, timestep=timestep, cell=cell) for path in paths]
     _require_different_names(readers, paths)
-    found = vdos(readers, settings, groups=_membership(groups, readers), progress=progress)
+    found = vdos(readers, settings, groups=_follower_of(groups, readers), progress=progress)
     gates = [*vdos_gates(found), _energy_gate(found, readers)]
     summary = _summary(found, readers, gates, str(groups))
     folder = Path(out)
@@ -478,21 +470,24 @@ def vdos_files(
 class _OneGroup:
     """All atoms in one part."""
 
-    names = ("all",)
+    names: tuple[str, ...] = ("all",)
+    relations: tuple[str, ...] = ()
+    max_lag = 0
+    n_units = 0
 
-    def memberships(self, positions: Array, numbers: Array, cell: Array, pbc: Array) -> Array:
-        return np.zeros(positions.shape[:2], dtype=int)
+    def follow(self, positions: Array) -> tuple[Array, list[tuple[Array, Array, Array]]]:
+        return np.zeros(positions.shape[:2], dtype=int), []
 
 
-def _membership(groups: str | Path, readers: Sequence[TrajectoryReader]) -> Membership | None:
+def _follower_of(groups: str | Path, readers: Sequence[TrajectoryReader]) -> FollowerOf | None:
     if str(groups) == "species":
         return None
     if str(groups) == "all":
-        return _OneGroup()
+        return lambda reader: _OneGroup()
     from mimyria_wf.groups import read_group_scheme
 
-    found: Membership = read_group_scheme(Path(groups)).resolve(readers)
-    return found
+    resolved = read_group_scheme(Path(groups)).resolve(readers)
+    return lambda reader: resolved.follower(reader)
 
 
 def _require_different_names(readers: Sequence[TrajectoryReader], paths: Sequence[str | Path]) -> None:

@@ -141,7 +141,7 @@ def test_parts_sum_to_the_total_exactly(tmp_path: Path, estimator: str) -> None:
     files = readers(tmp_path, *(oscillators(LINES + 10 * k, seed=k, n_frames=3000 + 500 * k) for k in range(3)))
     settings = SpectrumSettings(window_length=400.0, estimator=estimator)  # type: ignore[arg-type]
     by_species = vdos(files, settings)
-    together = vdos(files, settings, groups=module._OneGroup())
+    together = vdos(files, settings, groups=lambda reader: module._OneGroup())
     scale = together.total.max()
     np.testing.assert_allclose(by_species.total, together.total, atol=1e-10 * scale)
     np.testing.assert_allclose(by_species.power.sum(axis=0), together.power[0], atol=1e-10 * together.power.max())
@@ -154,22 +154,26 @@ class Changing:
 
     names = ("left", "right")
 
-    def memberships(self, positions: np.ndarray, numbers: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-        return (np.sin(40 * positions.sum(axis=2)) > 0).astype(int)
+    relations = ()
+    max_lag = 0
+    n_units = 6
+
+    def follow(self, positions: np.ndarray) -> tuple[np.ndarray, list]:
+        return (np.sin(40 * positions.sum(axis=2)) > 0).astype(int), []
 
 
 def test_groups_that_change_in_time_sum_to_the_total_exactly(tmp_path: Path) -> None:
     files = readers(tmp_path, oscillators(LINES, n_frames=3000))
     settings = SpectrumSettings(window_length=400.0)
     total = vdos(files, settings).total
-    changing = vdos(files, settings, groups=Changing())
+    changing = vdos(files, settings, groups=lambda reader: Changing())
     np.testing.assert_allclose(changing.total, total, atol=1e-10 * total.max())
     assert changing.occupancies.sum() == pytest.approx(6)
     assert 1 < changing.occupancies[0] < 5
     assert changing.shares.sum() == pytest.approx(18)
     # by its definition: half the weight at the earlier, half at the later time
     chunk = files[0].read()
-    inside = Changing().memberships(chunk.positions, NUMBERS, chunk.cell, chunk.pbc) == 0
+    inside = Changing().follow(chunk.positions)[0] == 0
     lag = 37
     pairs = (MASSES[:, None] * chunk.velocities[:-lag] * chunk.velocities[lag:]).sum(axis=2)
     expected = (0.5 * (inside[:-lag] + 1.0 * inside[lag:]) * pairs).sum(axis=1).mean()
