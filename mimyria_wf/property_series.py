@@ -23,6 +23,7 @@ from mimyria_wf.derivatives import (
     find_removed_motion,
     is_linear,
     kinetic_temperature,
+    read_derivatives,
     write_derivatives,
 )
 from mimyria_wf.errors import SpectrumError
@@ -138,6 +139,43 @@ def differentiate(
     )
 
 
+def combine(first: DerivativeSeries, second: DerivativeSeries) -> DerivativeSeries:
+    """Return dipole and polarizability derivative of one run, from differences both, as one series.
+
+    Raises:
+        SpectrumError: both hold the same property, or time step, length, temperature or volume differ.
+    """
+    for run in (first, second):
+        if run.origin != "differences":
+            raise SpectrumError(
+                f"{run.name}: tensors times velocities are not joined to differences of a printed series"
+            )
+    dipoles = [run.dipole_derivative for run in (first, second) if run.dipole_derivative is not None]
+    polarizabilities = [
+        run.polarizability_derivative for run in (first, second) if run.polarizability_derivative is not None
+    ]
+    if len(dipoles) != 1 or len(polarizabilities) != 1:
+        raise SpectrumError(
+            f"{first.name} and {second.name}: one must hold a dipole series, the other a polarizability"
+        )
+    for what, a, b in (
+        ("time step [fs]", first.timestep, second.timestep),
+        ("number of frames", first.n_frames, second.n_frames),
+        ("temperature [K]", first.temperature, second.temperature),
+        ("volume [A^3]", first.volume or second.volume, second.volume or first.volume),
+    ):
+        if a is not None and b is not None and abs(a - b) > 1e-4 * abs(a):
+            raise SpectrumError(f"{first.name} and {second.name} differ in {what}: {a:g} and {b:g}; not one run")
+    return replace(
+        first,
+        dipole_derivative=dipoles[0],
+        polarizability_derivative=polarizabilities[0],
+        volume=first.volume or second.volume,
+        is_periodic=first.is_periodic or second.is_periodic,
+        metadata={"route": "forward differences of two series", "parts": [dict(first.metadata), dict(second.metadata)]},
+    )
+
+
 def derive_files(
     paths: Sequence[str | Path],
     out: str | Path,
@@ -154,6 +192,7 @@ def derive_files(
     start: int = 0,
     stop: int | None = None,
     name: str | None = None,
+    beside: str | Path | None = None,
 ) -> dict[str, Any]:
     """Turn a printed series of one run into a derivatives file; what the verb ``derive`` does.
 
@@ -172,6 +211,8 @@ def derive_files(
         start: first value to use.
         stop: end of the values to use.
         name: of the run.
+        beside: derivatives file of the same run that holds the other property; ``out`` then holds both, for IR and
+            Raman spectra in one go.
 
     Returns:
         name, kind, n_frames, timestep_fs, temperature_K, volume_A3, n_jumps (None where nothing was unwrapped),
@@ -212,6 +253,8 @@ def derive_files(
         is_periodic=is_periodic,
         name=name or "",
     )
+    if beside is not None:
+        result = combine(read_derivatives(beside), result)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_derivatives(out, result)
     return {

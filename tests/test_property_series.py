@@ -333,6 +333,28 @@ class TestDerivatives:
             )
         assert not (tmp_path / "d.h5").exists()
 
+    def test_dipole_and_polarizability_of_one_run(self, tmp_path):
+        rng = np.random.default_rng(5)
+        np.save(tmp_path / "m.npy", rng.normal(size=(9, 3)))
+        np.save(tmp_path / "a.npy", rng.normal(size=(9, 3, 3)))
+        np.save(tmp_path / "short.npy", rng.normal(size=(7, 3, 3)))
+        options = {"timestep": 1.0, "temperature": 300.0}
+        dipole, both = tmp_path / "m.h5", tmp_path / "both.h5"
+        derive_files([tmp_path / "m.npy"], dipole, kind="dipole", unit="e A", cell=[50.0, 50.0, 50.0], **options)
+        tensor = {"kind": "polarizability", "unit": "a.u.", "beside": dipole}
+        derive_files([tmp_path / "a.npy"], both, **tensor, **options)
+        series = read_derivatives(both)
+        np.testing.assert_allclose(series.total_dipole_derivative[0], np.diff(np.load(tmp_path / "m.npy"), axis=0)[0])
+        assert series.total_polarizability_derivative.shape == (8, 6)
+        assert series.volume == pytest.approx(125000.0)
+        assert series.origin == "differences"
+        with pytest.raises(SpectrumError, match="differ in number of frames: 8 and 6; not one run"):
+            derive_files([tmp_path / "short.npy"], both, **tensor, **options)
+        with pytest.raises(SpectrumError, match="differ in temperature"):
+            derive_files([tmp_path / "a.npy"], both, **tensor, timestep=1.0, temperature=310.0)
+        with pytest.raises(SpectrumError, match="one must hold a dipole series, the other a polarizability"):
+            derive_files([tmp_path / "m.npy"], both, kind="dipole", unit="e A", beside=dipole, **options)
+
     def test_too_short_for_the_window(self):
         run = differentiate(
             PropertySeries("dipole", np.random.default_rng(0).normal(size=(20, 3))),
