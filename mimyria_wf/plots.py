@@ -117,6 +117,7 @@ def _figure(
         try:
             for target in (Path(path), *([_printable(path)] if is_for_print else [])):
                 figure.savefig(target, metadata=bare.get(target.suffix))
+                figure.set_layout_engine("none")  # found once, it fits the next format as well
         finally:
             fonts.setLevel(level)
 

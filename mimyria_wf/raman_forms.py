@@ -50,8 +50,8 @@ def raman_files(
     if stored.raman is None:
         raise SpectrumError(f"{directory} holds no Raman spectra; give `predict` a PGT model")
     chosen = parse_geometries(geometries)
-    source = Path(directory)
-    target = Path(out) if out is not None else source if source.is_dir() else source.parent
+    source = Path(directory) if out is None else Path(out)
+    target = source.parent if source.is_file() else source
     target.mkdir(parents=True, exist_ok=True)
     return write_forms(target, stored.raman, chosen, form or RamanForm(), stored.summary, draws)
 

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import matplotlib.colors
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -14,7 +16,10 @@ from mimyria_wf.plots import (
     plot_comparison,
     plot_ir,
     plot_learning_curve,
+    plot_overlay,
+    plot_parts,
     plot_raman,
+    plot_tensor,
 )
 
 NU = np.linspace(0, 4500, 1000)
@@ -49,6 +54,50 @@ def test_raman(tmp_path):
     curves = {"vv": Curve(NU, MASKED, 0.1 * MASKED, "VV"), "vh": Curve(NU, 0.3 * MASKED, None, "VH")}
     plot_raman(tmp_path / "raman.png", curves, Curve(NU, MASKED * 0 + 0.3, MASKED * 0 + 0.02), "Caption.")
     assert is_picture(tmp_path / "raman.png")
+
+
+def is_for_print(path):
+    """A vector file with its fonts inside and no time stamp in it."""
+    content = path.read_bytes()
+    return content.startswith(b"%PDF") and b"/FontFile2" in content and b"CreationDate" not in content
+
+
+def test_tensor_and_parts(tmp_path, caplog):
+    curves = [Curve(NU, (i + 1) * VALUES, 0.1 * VALUES, name) for i, name in enumerate(("xx", "yy", "zz"))]
+    assert plot_tensor(tmp_path / "tensor.png", curves, curves, "Caption.") == ["tensor.png", "tensor.pdf"]
+    parts = [Curve(NU, VALUES, 0.1 * VALUES, "solute"), Curve(NU, -0.5 * VALUES, None, "solute x rest")]
+    total = Curve(NU, 0.5 * VALUES, 0.1 * VALUES, "total")
+    plot_parts(tmp_path / "parts.png", total, parts, "n alpha", "Caption.", warning="Failed: f-sum.")
+    for name in ("tensor", "parts"):
+        assert is_picture(tmp_path / f"{name}.png")
+        assert is_for_print(tmp_path / f"{name}.pdf")
+    assert not caplog.records  # nothing about fonts
+
+
+def test_figures_say_what_is_wrong_and_are_reproducible(tmp_path):
+    curve = Curve(NU, VALUES, 0.1 * VALUES, "a")
+    for name, warning in (("good", ""), ("again", ""), ("bad", "Failed: ir f-sum, equipartition.")):
+        plot_overlay(tmp_path / f"{name}.png", [curve], "n alpha", "Caption.", warning=warning)
+    content = {name: (tmp_path / f"{name}.png").read_bytes() for name in ("good", "again", "bad")}
+    assert content["good"] == content["again"]
+    assert (tmp_path / "good.pdf").read_bytes() == (tmp_path / "again.pdf").read_bytes()
+    red = matplotlib.colors.to_rgb("#B00020")
+    has_red = {
+        name: bool(
+            np.all(np.abs(matplotlib.image.imread(tmp_path / f"{name}.png")[..., :3] - red) < 0.02, axis=-1).any()
+        )
+        for name in ("good", "bad")
+    }
+    assert has_red == {"good": False, "bad": True}
+
+
+def test_ordinate_fits_what_is_shown(tmp_path):
+    """A strong band outside the range does not flatten what is inside it."""
+    strong = Curve(NU, VALUES + 1e6 * np.exp(-(((NU - 4300) / 40) ** 2)), None, "a")
+    plot_overlay(tmp_path / "far.png", [strong], "y", upper=4000.0)
+    plot_overlay(tmp_path / "none.png", [Curve(NU, VALUES, None, "a")], "y", upper=4000.0)
+    difference = [matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("far", "none")]
+    assert np.mean(difference[0] != difference[1]) < 0.02
 
 
 def test_comparison(tmp_path):

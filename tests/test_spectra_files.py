@@ -257,6 +257,7 @@ def test_measured_spectra_and_geometries_beside_the_tables(tmp_path):
         paths,
         tmp_path / "out",
         settings=QUICK,
+        draws=False,
         measured=[table],
         geometries=["Z(XX)Z"],
         form=RamanForm("harmonic"),
@@ -271,9 +272,11 @@ def test_measured_spectra_and_geometries_beside_the_tables(tmp_path):
 
 
 def test_only_one_target(tmp_path):
-    summary = spectra_files(write_runs(tmp_path / "a", targets=("apt",)), tmp_path / "out", settings=QUICK)
+    summary = spectra_files(write_runs(tmp_path / "a", targets=("apt",)), tmp_path / "out", settings=QUICK, draws=False)
     assert "raman.csv" not in summary["files"]
-    summary = spectra_files(write_runs(tmp_path / "b", targets=("pgt",)), tmp_path / "out2", settings=QUICK)
+    summary = spectra_files(
+        write_runs(tmp_path / "b", targets=("pgt",)), tmp_path / "out2", settings=QUICK, draws=False
+    )
     assert "ir.csv" not in summary["files"]
 
 
