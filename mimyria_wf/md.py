@@ -172,6 +172,8 @@ def convert(
     stop: int | None = None,
     stride: int = 1,
     drop_truncated: bool = False,
+    units: str | None = None,
+    elements: Sequence[str] | Mapping[int, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -192,6 +194,8 @@ def convert(
         stop: end of the frames (one input).
         stride: of the frames (one input).
         drop_truncated: accept what a killed run left (see :func:`mimyria_wf.trajectory.open_trajectory`).
+        units: unit style of LAMMPS dumps that do not say it.
+        elements: of the atom types 1, 2, ... of LAMMPS dumps without a column ``element``.
         metadata: JSON-able additions; ``ensemble: nvt`` leaves out the drift.
         progress: called with (frames done, frames in all, "frames").
 
@@ -212,6 +216,8 @@ def convert(
         cell=cell,
         pbc=pbc,
         drop_truncated=drop_truncated,
+        units=units,
+        elements=elements,
         start=start,
         stop=stop,
         stride=stride,

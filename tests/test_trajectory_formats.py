@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mimyria_wf.errors import TrajectoryError
-from mimyria_wf.trajectory import check_velocities, default_masses, join, open_trajectory
+from mimyria_wf.md import convert
+from mimyria_wf.trajectory import check_velocities, default_masses, open_trajectory
 
 # lower triangular, as LAMMPS has it
 CELL = np.array([[6.0, 0.0, 0.0], [1.5, 5.0, 0.0], [-0.7, 0.9, 7.0]])
@@ -205,9 +206,10 @@ class TestLammps:
             open_trajectory(path, timestep=1.0, units="real")
 
     def test_converts(self, tmp_path):
-        path = dump(tmp_path / "a.dump", "id type xu yu zu vx vy vz")
-        reader = join([path], tmp_path / "out.h5", elements=["O", "H", "Si"])
-        np.testing.assert_allclose(reader.read().velocities, motion()[1], atol=1e-13)
+        path = dump(tmp_path / "a.dump", "id type xu yu zu vx vy vz", style=None)
+        summary = convert(path, tmp_path / "out.h5", elements=["O", "H", "Si"], units="real")
+        assert summary["n_frames"] == N_FRAMES
+        np.testing.assert_allclose(open_trajectory(tmp_path / "out.h5").read().velocities, motion()[1], atol=1e-13)
 
 
 def write_xdatcar(path: Path) -> Path:
