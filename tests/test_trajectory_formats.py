@@ -4,6 +4,7 @@ from pathlib import Path
 
 import ase
 import ase.io
+import ase.units
 import h5py
 import numpy as np
 import pytest
@@ -105,6 +106,18 @@ class TestLammps:
         np.testing.assert_allclose(run.velocities, velocities, atol=1e-13)
         np.testing.assert_array_equal(run.numbers, NUMBERS)
         assert run.timestep == pytest.approx(0.5)
+
+    @pytest.mark.parametrize("place", ["x y z", "xu yu zu", "xs ys zs", "xsu ysu zsu"])
+    def test_agrees_with_ase(self, tmp_path, place):
+        path = dump(tmp_path / "a.dump", f"id element {place} vx vy vz", style="metal", speed=1e-3)
+        images = ase.io.read(path, index=":", format="lammps-dump-text", units="metal")
+        run = open_trajectory(path).read()
+        np.testing.assert_allclose(run.cell, images[0].cell[:], atol=1e-12)
+        for positions, velocities, image in zip(run.positions, run.velocities, images, strict=True):
+            # ASE leaves the origin of scaled coordinates at zero
+            shift = ORIGIN if "s" in place else 0.0
+            np.testing.assert_allclose(positions - image.positions - shift, 0, atol=1e-9)
+            np.testing.assert_allclose(velocities, image.get_velocities() * ase.units.fs, atol=1e-12)
 
     @pytest.mark.parametrize("place", ["x y z", "xs ys zs"])
     def test_wrapped_positions_stay_in_the_cell(self, tmp_path, place):
