@@ -211,7 +211,8 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[st
         one, other = first[key], second[key]
         both_numbers = isinstance(one, int | float) and isinstance(other, int | float)
         if not (np.isclose(one, other, rtol=1e-6) if both_numbers else one == other):
-            warnings.append(f"the two sides have different {text}: {one} and {other}")
+            found = " and ".join(f"{value:g}" if both_numbers else str(value) for value in (one, other))
+            warnings.append(f"The two sides have different {text}: {found}")
     return warnings
 
 
@@ -233,6 +234,9 @@ def _cca_scores(
     if first is None or second is None or first.cca is None or second.cca is None:
         return None
     one, other = first.cca, second.cca
+    if _has_relations(one) != _has_relations(other):
+        notes.append("cca: only one side is divided by relations, which are summed over")
+        one, other = _summed_over_relations(one), _summed_over_relations(other)
     names, other_names = ([part.name for part in side.parts] for side in (one, other))
     shared = [name for name in names if name in other_names]
     missing = sorted(set(names) ^ set(other_names))
@@ -243,7 +247,7 @@ def _cca_scores(
         return None
     rows = [names.index(name) for name in shared], [other_names.index(name) for name in shared]
     by_spectrum: dict[str, dict[str, Any]] = {}
-    spectra = _spectra_of_parts(first), _spectra_of_parts(second)
+    spectra = _spectra_of_parts(first, one), _spectra_of_parts(second, other)
     for kind in (k for k in COMPARED if k in spectra[0] and k in spectra[1]):
         by_spectrum[kind] = {}
         for name, i, j in zip(shared, *rows):
@@ -267,10 +271,27 @@ def _cca_scores(
     return scores
 
 
-def _spectra_of_parts(stored: StoredSpectra) -> dict[str, Array]:
+def _has_relations(cca: CcaSpectra) -> bool:
+    return any(part.relation is not None for part in cca.parts)
+
+
+def _summed_over_relations(cca: CcaSpectra) -> CcaSpectra:
+    """Return the parts by groups alone."""
+    pairs = list(dict.fromkeys((part.first, part.second) for part in cca.parts))
+    belongs = np.array([[float((part.first, part.second) == pair) for part in cca.parts] for pair in pairs])
+    weighted, lineshapes = cca.weighted_per_trajectory, cca.weighted_lineshapes
+    return replace(
+        cca,
+        parts=tuple(Part(*pair) for pair in pairs),
+        ir_per_trajectory=None if cca.ir_per_trajectory is None else belongs @ cca.ir_per_trajectory,
+        weighted_per_trajectory=None if weighted is None else {kind: belongs @ rows for kind, rows in weighted.items()},
+        weighted_lineshapes=None if lineshapes is None else np.einsum("qp,pcn->qcn", belongs, lineshapes),
+        ir_tensor=None if cca.ir_tensor is None else np.einsum("qp,pcn->qcn", belongs, cca.ir_tensor),
+    )
+
+
+def _spectra_of_parts(stored: StoredSpectra, cca: CcaSpectra) -> dict[str, Array]:
     """Return spectra of the parts of each run by kind, (n_trajectories, n_parts, n), Raman with 1/nu^2."""
-    cca: CcaSpectra | None = stored.cca
-    assert cca is not None
     found: dict[str, Array] = {}
     if cca.ir_per_trajectory is not None:
         found["ir"] = cca.ir_per_trajectory

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import combinations_with_replacement
 
 import ase
 import ase.io
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from ase.data import atomic_masses
 
-from mimyria_wf.derivatives import derivative_series, read_derivatives, write_derivatives
+from mimyria_wf.correlation import group_correlations
+from mimyria_wf.derivatives import PAIRS, RelatedSums, derivative_series, read_derivatives, write_derivatives
 from mimyria_wf.errors import SpectrumError, TrajectoryError
 from mimyria_wf.intensity import RamanForm
 from mimyria_wf.spectra_files import compare_spectra, read_series, read_table, spectra_files
 from mimyria_wf.spectra_output import warning_of
-from mimyria_wf.spectrum import LINESHAPE_NAMES, SpectrumSettings
+from mimyria_wf.spectra_store import read_store
+from mimyria_wf.spectrum import LINESHAPE_NAMES, LINESHAPES, SpectrumSettings
 from mimyria_wf.units import AMU_A2_PER_FS2, BOLTZMANN_EV, WAVENUMBER
 
 NUMBERS = np.array([8, 1, 1])
@@ -221,14 +224,38 @@ def test_parts_in_tables_summary_and_comparison(tmp_path):
     json.dumps(result, allow_nan=False)
 
 
+def test_parts_by_relation_keep_their_names_in_tables(tmp_path):
+    (path,) = write_runs(tmp_path / "a", n_runs=1)
+    run = groups_of(read_derivatives(path))
+    pairs = list(combinations_with_replacement(run.group_names, 2))
+    sums = {}
+    for name, columns, components in (
+        ("dipole", run.dipole_derivative, PAIRS),
+        ("polarizability", run.polarizability_derivative, LINESHAPES),
+    ):
+        whole = run.n_frames * group_correlations(columns, components, 1000, "biased").transpose(0, 2, 1)
+        sums[name] = np.concatenate([0.3 * whole, 0.7 * whole])
+    parts = tuple((a, b, relation) for relation in ("hydrogen bonded", "other") for a, b in pairs)
+    write_derivatives(path, replace(run, related=RelatedSums(parts, **sums)))
+    summary = spectra_files([path], tmp_path / "out", settings=QUICK, draws=False)
+    assert summary["cca"]["parts"][1]["relation"] == "hydrogen bonded"
+    table = read_table(tmp_path / "out" / "cca_raman_vv.csv")
+    one, other = (table[f"O x H; {relation}"] for relation in ("hydrogen bonded", "other"))
+    np.testing.assert_allclose(one * 7, other * 3, rtol=1e-6, atol=1e-9 * np.nanmax(table["total"]))
+    stored = read_store(tmp_path / "out")
+    assert [part.relation for part in stored.cca.parts] == ["hydrogen bonded"] * 6 + ["other"] * 6
+    (gate,) = (gate for gate in summary["gates"] if "additivity" in gate["name"])
+    assert gate["passed"]
+
+
 def test_unlike_settings_are_no_fair_comparison(tmp_path):
     paths = write_runs(tmp_path / "a")
     spectra_files(paths, tmp_path / "one", settings=QUICK, draws=False)
     other = replace(QUICK, window_length=400.0, estimator="biased")
     spectra_files(paths, tmp_path / "two", settings=other, draws=False)
     warnings = compare_spectra(tmp_path / "one", tmp_path / "two", plot=tmp_path / "x.png")["warnings"]
-    assert "the two sides have different window lengths [fs]: 500.0 and 400.0" in warnings
-    assert "the two sides have different estimators: unbiased and biased" in warnings
+    assert "The two sides have different window lengths [fs]: 500 and 400" in warnings
+    assert "The two sides have different estimators: unbiased and biased" in warnings
 
 
 def test_a_failed_gate_stands_on_the_figures(tmp_path):
