@@ -199,8 +199,8 @@ class LammpsDumpReader(TrajectoryReader):
         known = ", ".join(STYLES)
         if style is None:
             raise TrajectoryError(
-                f"{self.path}: units absent: give the run's unit style (--units, one of {known}), or let LAMMPS write "
-                "it (dump_modify units yes)"
+                f"{self.path}: units absent: convert it with the run's unit style (--units, one of {known}), or let "
+                "LAMMPS write it (dump_modify units yes)"
             )
         if style not in STYLES:
             raise TrajectoryError(f"{self.path}: unit style {style!r} has no physical units here; expected {known}")
@@ -274,7 +274,7 @@ class LammpsDumpReader(TrajectoryReader):
             symbols = [s.decode() for s in rows[:, self._columns.index("element")]]
         elif elements is None:
             raise TrajectoryError(
-                f"{self.path}: no column element; give the symbols of types 1, 2, ... (--elements, such as 'O H')"
+                f"{self.path}: no column element; convert it with the symbols of types 1, 2, ... (--elements O H)"
             )
         elif "type" not in self._columns:
             raise TrajectoryError(f"{self.path}: neither a column element nor type; dump one of them")

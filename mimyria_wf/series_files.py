@@ -141,7 +141,9 @@ def _expand(paths: Sequence[str | Path]) -> list[Path]:
         path = Path(given)
         if path.is_dir():
             # OUTCARs in the folder itself, or one in each of its folders
-            found = [p for p in [*path.iterdir(), *path.glob("*/*")] if "OUTCAR" in p.name or "vasprun" in p.name]
+            inside = [*path.iterdir(), *path.glob("*/*")]
+            # every run leaves both
+            found = [p for p in inside if "OUTCAR" in p.name] or [p for p in inside if "vasprun" in p.name]
             if not found:
                 raise SpectrumError(f"{path}: no OUTCAR or vasprun.xml in this folder")
             files += sorted(found, key=_numbers_in)
@@ -170,7 +172,11 @@ def _numbers_in(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def _is_vasp(path: Path) -> bool:
-    return "OUTCAR" in path.name or "vasprun" in path.name
+    if "OUTCAR" in path.name or "vasprun" in path.name:
+        return True
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    return start.startswith((b"<?xml", b"vasp."))
 
 
 def _read_vasp(files: list[Path], kind: Kind) -> PropertySeries:

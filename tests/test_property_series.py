@@ -1,5 +1,6 @@
 """Dipole, polarizability and dielectric series: files, units and orders, unwrapping, differences, and bad input."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -421,7 +422,7 @@ class TestBesideATrajectory:
 
 @pytest.mark.reference_data
 @pytest.mark.skipif(not SIO2.is_dir(), reason=f"{SIO2} is absent")
-def test_a_folder_of_outcars_in_order():
+def test_a_folder_of_outcars_in_order(tmp_path):
     series = read_series([SIO2 / "outcar"], "dielectric")
     table = read_series([SIO2 / "alpha.dat"], "dielectric", columns="xx yy zz xy yz zx")
     assert table.n_frames == 1000
@@ -431,5 +432,14 @@ def test_a_folder_of_outcars_in_order():
     np.testing.assert_allclose(
         alpha.values[:, 1], (series.values[:, 1] - 1) * alpha.volume / BOHR**3 / (4 * np.pi), rtol=1e-12
     )
+    # one folder a frame, with both files in it, counted as people count
+    for i in (0, 1, 9, 10):
+        folder = tmp_path / f"step-{i}"
+        folder.mkdir()
+        source = SIO2 / "outcar" / f"{10 * (1 + i % 7):06d}.OUTCAR.gz"
+        (folder / "OUTCAR").write_bytes(gzip.decompress(source.read_bytes()))
+        (folder / "vasprun.xml").write_text("<?xml version='1.0'?><modeling/>")
+    counted = read_series([tmp_path], "dielectric")
+    np.testing.assert_array_equal(counted.values, series.values[[0, 1, 2, 3]])
     with pytest.raises(SpectrumError, match="LEPSILON runs hold no dipole"):
         read_series([SIO2 / "outcar"], "dipole")

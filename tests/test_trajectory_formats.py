@@ -146,7 +146,7 @@ class TestLammps:
     def test_types(self, tmp_path, elements):
         path = dump(tmp_path / "a.dump")
         np.testing.assert_array_equal(open_trajectory(path, elements=elements).numbers, NUMBERS)
-        with pytest.raises(TrajectoryError, match="no column element; give the symbols of types"):
+        with pytest.raises(TrajectoryError, match="no column element; convert it with the symbols of types"):
             open_trajectory(path)
         with pytest.raises(TrajectoryError, match="atom type 3 has no element among the 2 given"):
             open_trajectory(path, elements=["O", "H"])
@@ -159,7 +159,7 @@ class TestLammps:
 
     def test_units_absent(self, tmp_path):
         path = dump(tmp_path / "a.dump", "id element x y z", style=None)
-        with pytest.raises(TrajectoryError, match="units absent: give the run's unit style"):
+        with pytest.raises(TrajectoryError, match="units absent: convert it with the run's unit style"):
             open_trajectory(path)
         assert open_trajectory(path, units="real").timestep == pytest.approx(0.5)
         with pytest.raises(TrajectoryError, match="'lj' has no physical units"):
