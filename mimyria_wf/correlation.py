@@ -22,6 +22,8 @@ SMALLEST_BLOCK = 256
 """Frames; below it the calls cost more than the transforms."""
 SLAB_BYTES = 32e6
 """Size of the transforms that are held at a time."""
+FREQUENCIES = 64
+"""Whose cross powers are made at a time."""
 
 
 def cross_correlation(a: Array, b: Array, max_lag: int, estimator: Estimator = "unbiased") -> Array:
@@ -94,12 +96,22 @@ def group_correlations(
     n_blocks = -(-n_frames // block)
     slab = int(np.clip(SLAB_BYTES / (16 * (block + 1) * n_columns), 1, n_blocks))
     flat = columns.reshape(n_frames, n_columns)
+    parts = list(combinations_with_replacement(range(n_groups), 2))
+    first, second = np.array(
+        [
+            [(a * n_components + c) * n_columns + b * n_components + d for a, b in parts for c, d in pairs],
+            [(a * n_components + d) * n_columns + b * n_components + c for a, b in parts for c, d in pairs],
+        ]
+    )
+    factor = np.repeat([0.25 if a == b else 0.5 for a, b in parts], len(pairs))
     # a block that follows at once lies half a period later, which is a factor (-1)^frequency on its transform
     sign = np.where(np.arange(block + 1) % 2, -1.0, 1.0)[:, None, None]
-    power = np.zeros((block + 1, n_columns, n_columns), dtype=complex)
+    power: Array | None = None
+    chosen = np.empty((len(first), block + 1), dtype=complex)
     for start in range(0, n_blocks, slab):
         n_early = min(slab, n_blocks - start)
         stop = min(start + slab + 1, n_blocks)
+        is_last = start + slab >= n_blocks
         piece = flat[start * block : stop * block]
         padded = np.zeros((n_columns, (stop - start) * block))
         padded[:, : len(piece)] = piece.T
@@ -108,20 +120,26 @@ def group_correlations(
         late = early[:, :, :n_early].copy()
         n_followed = stop - start - 1
         late[:, :, :n_followed] += sign * early[:, :, 1 : 1 + n_followed]
-        power += np.conj(early[:, :, :n_early]) @ late.transpose(0, 2, 1)
-    power += power.transpose(0, 2, 1).copy()
-    parts = list(combinations_with_replacement(range(n_groups), 2))
-    index = np.array(
-        [
-            [(a * n_components + c, b * n_components + d), (a * n_components + d, b * n_components + c)]
-            for a, b in parts
-            for c, d in pairs
-        ]
-    ).reshape(-1, 2, 2)
-    factor = np.repeat([0.25 if a == b else 0.5 for a, b in parts], len(pairs))
-    chosen = power[:, index[:, 0, 0], index[:, 0, 1]] + power[:, index[:, 1, 0], index[:, 1, 1]]
-    sums = fft.irfft(np.ascontiguousarray((factor * chosen).T), n_fft, axis=1)[:, : max_lag + 1]
-    return normalise(sums.T, n_frames, estimator).T.reshape(len(parts), len(pairs), max_lag + 1)
+        early = np.conj(early[:, :, :n_early])
+        if not is_last and power is None:
+            power = np.zeros((block + 1, n_columns, n_columns), dtype=complex)
+        # a few frequencies at a time, which stay in the processor's cache
+        for k in range(0, block + 1, FREQUENCIES):
+            some = early[k : k + FREQUENCIES] @ late[k : k + FREQUENCIES].transpose(0, 2, 1)
+            if power is not None:
+                some += power[k : k + FREQUENCIES]
+                power[k : k + FREQUENCIES] = some
+            if is_last:
+                both = (some + some.transpose(0, 2, 1)).reshape(len(some), -1)
+                taken = np.take(both, first, axis=1)
+                taken += np.take(both, second, axis=1)
+                chosen[:, k : k + FREQUENCIES] = (factor * taken).T
+    counts = _counts(n_frames, max_lag + 1, estimator)
+    found = np.empty((len(first), max_lag + 1))
+    for k in range(0, len(first), 16):
+        found[k : k + 16] = fft.irfft(chosen[k : k + 16], n_fft, axis=1)[:, : max_lag + 1]
+    found /= counts
+    return found.reshape(len(parts), len(pairs), max_lag + 1)
 
 
 def normalise(sums: Array, n_frames: int, estimator: Estimator = "unbiased") -> Array:
@@ -133,7 +151,7 @@ def normalise(sums: Array, n_frames: int, estimator: Estimator = "unbiased") -> 
         estimator: see :func:`cross_correlation`.
     """
     _check_lags(n_frames, len(sums) - 1, estimator)
-    counts = n_frames - np.arange(len(sums)) if estimator == "unbiased" else np.full(len(sums), n_frames)
+    counts = _counts(n_frames, len(sums), estimator)
     return np.asarray(sums / counts.reshape(-1, *(1,) * (sums.ndim - 1)))
 
 
@@ -227,6 +245,10 @@ class BlockCorrelator:
         n_fft = _fast_even(self._n_held + self.max_lag)
         tail = self._correlate(self._n_held, self._n_held, n_fft)
         return self._sums + tail
+
+
+def _counts(n_frames: int, n_lags: int, estimator: Estimator) -> Array:
+    return n_frames - np.arange(n_lags) if estimator == "unbiased" else np.full(n_lags, n_frames)
 
 
 def _fast_even(n: int) -> int:
