@@ -11,12 +11,13 @@ the Nyquist wavenumber ``1/(2 c dt)`` is folded back below it and cannot be told
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ase.geometry import minkowski_reduce
 from numpy.typing import ArrayLike, NDArray
 
+from mimyria_wf.born_charges import born_charge_series
 from mimyria_wf.derivatives import (
     DerivativeSeries,
     count_degrees_of_freedom,
@@ -180,7 +181,7 @@ def derive_files(
     paths: Sequence[str | Path],
     out: str | Path,
     *,
-    kind: Kind,
+    kind: Kind | Literal["born-charges"],
     unit: str | None = None,
     columns: str | None = None,
     timestep: float | None = None,
@@ -199,7 +200,8 @@ def derive_files(
     Args:
         paths: see :func:`read_series`.
         out: derivatives file to write (HDF5).
-        kind: what the files hold.
+        kind: what the files hold; "born-charges" takes them from VASP runs and multiplies them with the velocities of
+            the trajectory (:mod:`mimyria_wf.born_charges`).
         unit: see :func:`read_series`.
         columns: see :func:`read_series`.
         timestep: between values [fs].
@@ -221,6 +223,8 @@ def derive_files(
     Raises:
         SpectrumError: files, units, lengths, time steps, cell or temperature are missing or do not agree.
     """
+    if kind == "born-charges":
+        return _derive_from_born_charges(paths, out, trajectory, timestep, name)
     series = read_series(paths, kind, unit=unit, columns=columns)
     vectors = None if cell is None else as_cell(cell, series.label)
     if trajectory is not None:
@@ -255,6 +259,27 @@ def derive_files(
     )
     if beside is not None:
         result = combine(read_derivatives(beside), result)
+    return _written(result, out, kind, n_jumps, series.notes)
+
+
+def _derive_from_born_charges(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    trajectory: str | Path | None,
+    timestep: float | None,
+    name: str | None,
+) -> dict[str, Any]:
+    if trajectory is None:
+        raise SpectrumError(f"{paths[0]}: Born charges need the velocities of their run; give its --trajectory")
+    result = born_charge_series(paths, open_trajectory(trajectory), timestep=timestep, name=name or "")
+    note = f"first configuration is frame {result.metadata['first_frame']} of {Path(trajectory).name}"
+    return _written(result, out, "born-charges", None, (note,))
+
+
+def _written(
+    result: DerivativeSeries, out: str | Path, kind: str, n_jumps: int | None, notes: Sequence[str]
+) -> dict[str, Any]:
+    """Write a derivatives file and return the summary of ``derive``."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_derivatives(out, result)
     return {
@@ -266,7 +291,7 @@ def derive_files(
         "volume_A3": result.volume,
         "n_jumps": n_jumps,
         "nyquist_wavenumber": 0.5 * WAVENUMBER / result.timestep,
-        "notes": list(series.notes),
+        "notes": list(notes),
         "path": str(out),
     }
 

@@ -116,7 +116,7 @@ def read_series(
     """
     if kind not in get_args(Kind):
         raise SpectrumError(f"kind is one of {get_args(Kind)}, got {kind!r}")
-    files = _expand(paths)
+    files = series_paths(paths)
     if _is_vasp(files[0]):
         return _read_vasp(files, kind)
     pieces = [_read_file(path, kind, unit, columns) for path in files]
@@ -135,7 +135,8 @@ def read_series(
     return replace(first, values=np.concatenate([p.values for p in pieces]), sources=tuple(map(str, files)))
 
 
-def _expand(paths: Sequence[str | Path]) -> list[Path]:
+def series_paths(paths: Sequence[str | Path]) -> list[Path]:
+    """Return the files of a series in the order of time, folders replaced by the VASP runs in them."""
     files: list[Path] = []
     for given in paths:
         path = Path(given)
