@@ -98,8 +98,8 @@ def _read(path: Path, trajectory: TrajectoryReader) -> VaspResponse:
         raise LabelError(f"{path}: no Born charges; run VASP with LEPSILON = .TRUE.")
     if not np.array_equal(response.atoms.numbers, trajectory.numbers):
         raise SpectrumError(
-            f"{path}: its atoms, {response.atoms.get_chemical_formula()}, are not those of {trajectory.path} one by one; "
-            "the order of atoms must be the same"
+            f"{path}: its atoms, {response.atoms.get_chemical_formula()}, are not those of {trajectory.path} one by "
+            "one; the order of atoms must be the same"
         )
     if not np.allclose(response.atoms.cell[:], trajectory.cell, atol=1e-4):
         raise SpectrumError(f"{path}: another cell than {trajectory.path}")
