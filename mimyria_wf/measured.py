@@ -108,9 +108,7 @@ def read_measured(path: str | Path, units: str | None = None, name: str | None =
     y, is_absolute = _ordinates(path, y, y_unit)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise SpectrumError(f"{path}: values that are not finite; wavelengths and transmittances must be positive")
-    order = np.argsort(x, kind="stable")
-    x, y = x[order], y[order]
-    # digitised curves repeat abscissas: one value each, their mean
+    # rows come in any order, and digitised curves repeat abscissas: one value each, their mean
     unique, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     values = np.bincount(inverse, weights=y) / counts
     if len(unique) < 2:
@@ -181,8 +179,10 @@ def _chosen_units(path: Path, given: str | None, stated: tuple[str, str] | None)
 
 
 def _wavenumbers(path: Path, x: Array, unit: str) -> Array:
+    # instruments write RAMAN SHIFT (CM-1)
+    text = re.sub(r"^(?:raman shift|wavenumbers?|wavelength)\s*[(\[/]\s*|[)\]]$", "", unit.strip().lower())
     for pattern, factor, power in _AXES:
-        if re.fullmatch(pattern, unit.strip().lower()):
+        if re.fullmatch(pattern, text):
             if power < 0 and not np.all(x > 0):
                 raise SpectrumError(f"{path}: wavelengths must be positive")
             return factor * x if power > 0 else factor / x
