@@ -65,7 +65,8 @@ def plot_files(
         upper: its end [cm^-1].
         normalise: "absolute": as they are, one unit for all; "maximum" or "integral": every curve is scaled to 1 in
             the range shown; "auto": absolute where all share a unit; measured spectra in other units are then scaled to
-            the maximum of the first computed one, and computed ones in different units all to their maximum.
+            the maximum of the first computed one where both are known, and computed ones in different units all to
+            their own.
         is_logarithmic: show decades.
 
     Returns:
@@ -201,10 +202,11 @@ def _normalised(
         if len(units) > 1:
             found = ", ".join(sorted(unit or "arbitrary" for unit in units))
             raise SpectrumError(f"curves in different units cannot be drawn as they are: {found}; normalise them")
-    sizes = [_size(entry, "integral" if normalise == "integral" else "maximum", lower, upper) for entry in entries]
+    for entry in entries:
+        _seen(entry, lower, upper)
     if normalise in ("maximum", "integral") or not is_one_unit:
         what = "integral" if normalise == "integral" else "maximum"
-        factors = [1 / size for size in sizes]
+        factors = [1 / _size(entry, what, lower, upper) for entry in entries]
         labels = [f"{entry.curve.label} (scaled)" for entry in entries]
         unit_label = f"scaled to the same {what}"
         text = f"Every curve is scaled to {what} 1 between {lower:g} and {upper:g} cm$^{{-1}}$."
@@ -212,15 +214,17 @@ def _normalised(
         (unit,) = computed_units
         assert unit is not None
         factors, labels = [], []
-        for i, entry in enumerate(entries):
+        for entry in entries:
             is_same = entry.unit == unit
-            factors.append(1.0 if is_same else sizes[0] / sizes[i])
+            factors.append(1.0 if is_same else _ratio(entries[0], entry, lower, upper))
             is_said = len(entries) > n_computed
             how = "absolute" if is_same else f"scaled by {factors[-1]:.4g} to the maximum of {entries[0].curve.label}"
             labels.append(f"{entry.curve.label} ({how})" if is_said else entry.curve.label)
         unit_label = plots.IR_LABEL if unit == IR_UNIT else unit
         is_all = all(entry.unit == unit for entry in entries)
-        text = "" if is_all else "Measured spectra without a common unit are scaled."
+        text = (
+            "" if is_all else "Measured spectra without a common unit are scaled to equal maxima where both are known."
+        )
     curves = [
         replace(
             entry.curve,
@@ -233,13 +237,25 @@ def _normalised(
     return curves, factors, unit_label, text
 
 
-def _size(entry: _Entry, what: str, lower: float, upper: float) -> float:
+def _ratio(first: _Entry, other: _Entry, lower: float, upper: float) -> float:
+    """Return the factor that gives both the same maximum in the range where both are known."""
+    axes = first.curve.wavenumber, other.curve.wavenumber
+    lower, upper = max(lower, *(nu[0] for nu in axes)), min(upper, *(nu[-1] for nu in axes))
+    return _size(first, "maximum", lower, upper) / _size(other, "maximum", lower, upper)
+
+
+def _seen(entry: _Entry, lower: float, upper: float) -> tuple[Array, Array]:
+    """Return wavenumbers and values between lower and upper."""
     nu, values = entry.curve.wavenumber, entry.curve.values
     is_seen = (nu >= lower) & (nu <= upper) & np.isfinite(values)
     if is_seen.sum() < 2:
         raise SpectrumError(f"{entry.curve.label} has no points between {lower:g} and {upper:g} cm^-1")
-    y = values[is_seen]
-    size = float(np.trapezoid(y, nu[is_seen]) if what == "integral" else y.max())
+    return nu[is_seen], values[is_seen]
+
+
+def _size(entry: _Entry, what: str, lower: float, upper: float) -> float:
+    nu, values = _seen(entry, lower, upper)
+    size = float(np.trapezoid(values, nu) if what == "integral" else values.max())
     if not size > 0:
         raise SpectrumError(f"{entry.curve.label} has no positive {what} between {lower:g} and {upper:g} cm^-1")
     return size

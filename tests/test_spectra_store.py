@@ -154,10 +154,15 @@ def test_overlay_says_how_curves_are_scaled(folder, tmp_path):
     assert (computed["factor"], first["factor"]) == (1, 1)
     assert "(absolute)" in first["label"]
     n_alpha = read_store(out).ir
-    inside = n_alpha.wavenumber <= 4000
+    inside = (n_alpha.wavenumber >= nu[0]) & (n_alpha.wavenumber <= nu[-1])
     largest = (2 + np.cos(nu / 300)).max()
     assert second["factor"] == pytest.approx(n_alpha.n_alpha[inside].max() / largest)
     assert f"scaled by {second['factor']:.4g}" in second["label"]
+    half = tmp_path / "half.csv"
+    half.write_text("# units: cm^-1, counts\n1500 1\n1700 3\n")
+    partial = plot_files([out], tmp_path / "a.png", measured=[half])["curves"][1]
+    inside = (n_alpha.wavenumber >= 1500) & (n_alpha.wavenumber <= 1700)
+    assert partial["factor"] == pytest.approx(n_alpha.n_alpha[inside].max() / 3)
     mixed = plot_files([out], tmp_path / "b.png", spectra=["ir", "vv", "Z(XX)Z"])
     assert all("(scaled)" in curve["label"] for curve in mixed["curves"])
     forms = plot_files([out], tmp_path / "c.png", spectra=["vv"], forms=[RamanForm(), RamanForm("harmonic")])
