@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import ase
 import numpy as np
+from ase.data import chemical_symbols
 
 from mimyria_wf.derivatives import (
     DerivativeWriter,
@@ -37,6 +38,7 @@ from mimyria_wf.finite_field import (
     response_tensors,
 )
 from mimyria_wf.frames import Trajectory, TrajectoryReader
+from mimyria_wf.groups import Follower, groups_of, n_lags
 from mimyria_wf.labels import (
     LabelledSnapshot,
     configuration_key,
@@ -306,6 +308,7 @@ def label_trajectory(
     removed_motion: RemovedMotion | None = None,
     processes: int = 1,
     chunk_size: int = 50,
+    groups: str | Path = "all",
 ) -> dict[str, Any]:
     """Label every frame of a trajectory and contract the tensors with the velocities at once.
 
@@ -328,6 +331,8 @@ def label_trajectory(
         removed_motion: rigid motions that the velocities lack; None finds out from the first chunk.
         processes: workers that share the frames, each with an engine of its own.
         chunk_size: frames a worker takes at a time.
+        groups: ``all`` for one group, ``species`` for one an element, or a YAML file of groups, resolved for this
+            trajectory (:mod:`mimyria_wf.groups`). Relations need the whole run.
 
     Returns:
         JSON-able: frames, engine, level of theory, temperature [K], rms and largest sum-rule residual before
@@ -365,6 +370,9 @@ def label_trajectory(
         "charge": charge,
         "energy_drift": energy_drift(reader),
     }
+    grouping, names = _grouping(groups, reader, start, stop)
+    if isinstance(grouping, Follower):
+        metadata["groups"] = grouping.metadata
     path = Path(out_derivatives)
     path.parent.mkdir(parents=True, exist_ok=True)
     with DerivativeWriter(
@@ -375,6 +383,8 @@ def label_trajectory(
         volume=volume,
         is_periodic=is_periodic,
         removed_motion=removed_motion,
+        groups=grouping,
+        group_names=names,
         metadata=metadata,
     ) as writer:
         for chunk, (apt, pgt) in _in_order(_TensorTask(engine, step, wanted, info), chunks, processes):
@@ -397,6 +407,27 @@ def label_trajectory(
         "sum_rule_residual": residuals.summary(),
         "seconds": time.perf_counter() - began,
     }
+
+
+def _grouping(
+    groups: str | Path, reader: TrajectoryReader, start: int, stop: int
+) -> tuple[Array | Follower | None, Sequence[str] | None]:
+    """Return the groups of a trajectory and their names."""
+    if str(groups) == "species":
+        present, found = np.unique(reader.numbers, return_inverse=True)
+        index: Array = np.asarray(found, dtype=np.int64)
+        return index, [chemical_symbols[z] for z in present]
+    resolved = groups_of(groups, [reader])
+    if resolved is None:
+        return None, None
+    if resolved.relations and (start, stop) != (0, reader.n_frames):
+        raise EngineError(
+            f"{groups}: relations are correlated over a whole run, frames {start} to {stop} of {reader.n_frames} are "
+            "asked for: label all frames at once or leave the relations out"
+        )
+    follower = resolved.follower(reader, n_lags(reader, None))
+    follower.skip(start)
+    return follower, resolved.names
 
 
 class _ResidualSums:

@@ -39,3 +39,7 @@ class ModelError(MimyriaError):
 
 class SpectrumError(MimyriaError):
     """A spectrum cannot be computed from the series given."""
+
+
+class GroupError(MimyriaError):
+    """Groups or relations of a cross-correlation analysis are ill-defined, or do not fit the atoms."""

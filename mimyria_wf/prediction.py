@@ -16,6 +16,7 @@ from scipy.interpolate import CubicSpline
 from mimyria_wf.derivatives import DerivativeWriter
 from mimyria_wf.errors import ModelError
 from mimyria_wf.frames import Trajectory, TrajectoryReader
+from mimyria_wf.groups import Follower, ResolvedGroups, groups_of, n_lags
 from mimyria_wf.irreps import from_irreps, tensor_shape
 from mimyria_wf.labels import LabelledSnapshot, total_charge, write_labels
 from mimyria_wf.md_summary import energy_drift
@@ -23,7 +24,7 @@ from mimyria_wf.network import ResponseNetwork, graph_of, join, load_model, spec
 from mimyria_wf.presets import TARGETS
 from mimyria_wf.response import project_apt, project_pgt
 from mimyria_wf.training import Progress, torch_threads
-from mimyria_wf.trajectory import open_trajectory
+from mimyria_wf.trajectory import check_velocities, open_trajectory
 
 Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
@@ -73,8 +74,9 @@ def predict_derivatives(
     out: PathLike,
     *,
     stride: int = 1,
-    groups: Array | None = None,
+    groups: Array | ResolvedGroups | None = None,
     group_names: Sequence[str] | None = None,
+    max_lag: float | None = None,
     projects_sum_rules: bool = True,
     charge: float | None = None,
     batch_size: int | None = None,
@@ -94,13 +96,15 @@ def predict_derivatives(
         reader: trajectory with velocities.
         out: derivatives file.
         stride: predict at every stride-th frame.
-        groups: (n_atoms,) group of each atom from 0; one group without it.
+        groups: (n_atoms,) group of each atom from 0, or groups and relations that change with time; one group without
+            it.
         group_names: names of the groups; their numbers without them.
+        max_lag: longest time of correlations by relation [fs], 2000 by default; windows of spectra cannot be longer.
         projects_sum_rules: take the sum-rule residual off with weights m_i/M before contracting.
         charge: total charge [e]; the trajectory's, or zero.
         batch_size: frames at once; chosen by the number of atoms without one.
         volume: nominal volume of a cluster [A^3]; a periodic cell's own volume is always used.
-        tensors: extended XYZ to write the tensors of the predicted frames to, as they are contracted.
+        tensors: extended XYZ to write the tensors of every stride-th frame to, as they are contracted.
         metadata: JSON-able facts for the file.
         progress: called with (frames done, n_frames, message).
 
@@ -116,7 +120,11 @@ def predict_derivatives(
     reader.require_velocities()
     if stride < 1:
         raise ModelError(f"stride must be at least 1, got {stride}")
-    names = _group_names(groups, group_names, reader.n_atoms)
+    grouping: Array | Follower | None
+    if isinstance(groups, ResolvedGroups):
+        grouping, names = groups.follower(reader, n_lags(reader, max_lag)), groups.names
+    else:
+        grouping, names = groups, _group_names(groups, group_names, reader.n_atoms)
     charge = float(reader.metadata.get("charge", 0)) if charge is None else charge
     is_periodic = bool(np.all(reader.pbc))
     if is_periodic:
@@ -133,7 +141,7 @@ def predict_derivatives(
         masses=reader.masses,
         volume=volume,
         is_periodic=is_periodic,
-        groups=groups,
+        groups=grouping,
         group_names=names,
         metadata={
             "source": "prediction",
@@ -142,6 +150,7 @@ def predict_derivatives(
             "charge": charge,
             "models": {t: _model_facts(m) for t, m in models.items()},
         }
+        | ({"groups": groups.metadata()} if isinstance(groups, ResolvedGroups) else {})
         | dict(metadata or {}),
     ) as writer:
         done = 0
@@ -160,6 +169,8 @@ def predict_derivatives(
             "volume": volume,
             "sum_rule_rms": predictor.sum_rule_rms(),
         }
+        if isinstance(groups, ResolvedGroups) and writer.sums.occupancies is not None:
+            summary["occupancies"] = dict(zip(names, writer.sums.occupancies.tolist(), strict=True))
     if tensors is not None and kept is not None:
         write_labels(Path(tensors), kept, {"engine": "mimyria_wf network"})
     return summary
@@ -171,7 +182,8 @@ def predict_files(
     out: PathLike,
     *,
     stride: int = 1,
-    groups: str = "all",
+    groups: str | Path = "all",
+    max_lag: float | None = None,
     projects_sum_rules: bool = True,
     batch_size: int | None = None,
     volume: float | None = None,
@@ -189,7 +201,9 @@ def predict_files(
         trajectories: files that :func:`open_trajectory` reads.
         out: a file for one trajectory if it ends in .h5 or .hdf5, else a folder that gets one file a trajectory.
         stride: see :func:`predict_derivatives`.
-        groups: ``all`` for one group, ``species`` for one an element.
+        groups: ``all`` for one group, ``species`` for one an element, or a YAML file of groups and relations
+            (:mod:`mimyria_wf.groups`).
+        max_lag: see :func:`predict_derivatives`.
         projects_sum_rules: see :func:`predict_derivatives`.
         batch_size: see :func:`predict_derivatives`.
         volume: nominal volume of a cluster [A^3].
@@ -211,12 +225,11 @@ def predict_files(
         networks[network.target] = network
     if not trajectories:
         raise ModelError("no trajectories to predict; give at least one")
-    if groups not in ("all", "species"):
-        raise ModelError(f"groups must be 'all' or 'species', got {groups!r}")
     readers = [open_trajectory(path, timestep=timestep, cell=cell) for path in trajectories]
     for reader in readers:  # every mistake that shows in a header shows before the first long prediction
         _check_models(networks, reader)
-        reader.require_velocities()
+        check_velocities(reader)
+    resolved = groups_of(groups, readers)
     # by file, not by the name inside: runs of two campaigns are all called nve-000
     names = _unique([Path(path).stem for path in trajectories])
     for reader, name in zip(readers, names):
@@ -229,7 +242,10 @@ def predict_files(
     summaries = []
     with torch_threads(threads):
         for reader, name in zip(readers, names):
-            index, group_names = _species_groups(reader.numbers) if groups == "species" else (None, None)
+            chosen: Array | ResolvedGroups | None = resolved
+            group_names = None
+            if str(groups) == "species":
+                chosen, group_names = _species_groups(reader.numbers)
             destination = None
             if tensors is not None:
                 stem = Path(tensors)
@@ -240,8 +256,9 @@ def predict_files(
                     reader,
                     Path(out) if is_file else Path(out) / f"{name}.h5",
                     stride=stride,
-                    groups=index,
+                    groups=chosen,
                     group_names=group_names,
+                    max_lag=max_lag,
                     projects_sum_rules=projects_sum_rules,
                     charge=charge,
                     batch_size=batch_size,
@@ -252,7 +269,8 @@ def predict_files(
                 )
             )
             before += reader.n_frames
-    return {"targets": sorted(networks), "files": summaries}
+    notes = [] if resolved is None else resolved.notes_on([summary["occupancies"] for summary in summaries])
+    return {"targets": sorted(networks), "files": summaries, **({"notes": notes} if notes else {})}
 
 
 @dataclass(frozen=True)
@@ -349,7 +367,10 @@ def _with_tensors(
         if len(inside):
             new = predictor(chunk, inside - start)
             if kept is not None:
-                kept += _snapshots(chunk, inside, start, predictor.unpacked(new), predictor.charge)
+                # the last frame is a knot of the spline, but out of step with the others
+                is_regular = inside % stride == 0
+                tensors = {t: v[is_regular] for t, v in predictor.unpacked(new).items()}
+                kept += _snapshots(chunk, inside[is_regular], start, tensors, predictor.charge)
             known = np.concatenate([known, inside])
             values = new if values is None else np.concatenate([values, new])
         if values is None:
