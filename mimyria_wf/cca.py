@@ -171,7 +171,11 @@ class _Run:
 
 @dataclass
 class _Collected:
-    """Transforms the parts of run after run; what is not needed of each run is added up at once."""
+    """Correlates the parts of run after run.
+
+    Of each run only what errors are made of is transformed, IR, iso and VH of each part. The components are wanted for
+    the mean alone, and are added up as correlations, by whether they carry the correction of differences.
+    """
 
     settings: SpectrumSettings
     runs: list[_Run] = field(default_factory=list)
@@ -179,8 +183,8 @@ class _Collected:
     ir: list[dict[Part, Array]] = field(default_factory=list)
     iso: list[dict[Part, Array]] = field(default_factory=list)
     vh: list[dict[Part, Array]] = field(default_factory=list)
-    tensor_sums: dict[Part, Array] = field(default_factory=dict)
-    lineshape_sums: dict[Part, Array] = field(default_factory=dict)
+    tensor_sums: dict[tuple[Part, bool], Array] = field(default_factory=dict)
+    lineshape_sums: dict[tuple[Part, bool], Array] = field(default_factory=dict)
     occupied: set[str] = field(default_factory=set)
     group_order: list[str] = field(default_factory=list)
 
@@ -205,6 +209,7 @@ class _Collected:
             if run.occupancies is None or run.occupancies[k] > 0:
                 self.occupied.add(name)
         parts = self._parts(run)
+        is_difference = run.origin == "differences"
         if run.dipole_derivative is not None:
             if run.volume is None:
                 raise SpectrumError(
@@ -212,20 +217,23 @@ class _Collected:
                 )
             factor = 3 * ir_prefactor(self.settings.temperature or run.temperature, run.volume)
             related = None if run.related is None else run.related.dipole
-            spectra = self._spectra(run, run.dipole_derivative, related, PAIRS, max_lag)
-            self.ir.append({})
-            for part, tensor in zip(parts, factor * spectra, strict=True):
-                self.ir[-1][part] = tensor[:3].mean(axis=0)
-                _accumulate(self.tensor_sums, part, run.n_frames * tensor)
+            found = self._correlations(run, run.dipole_derivative, related, PAIRS, max_lag)
+            found *= factor
+            self.ir.append(dict(zip(parts, self._transform(found[:, :3].mean(axis=1), is_difference), strict=True)))
+            found *= run.n_frames
+            for part, tensor in zip(parts, found, strict=True):
+                _accumulate(self.tensor_sums, (part, is_difference), tensor)
         if run.polarizability_derivative is not None:
             related = None if run.related is None else run.related.polarizability
-            spectra = self._spectra(run, run.polarizability_derivative, related, LINESHAPES, max_lag)
-            self.iso.append({})
-            self.vh.append({})
-            for part, lineshapes in zip(parts, raman_prefactor() * spectra, strict=True):
-                invariants = raman_invariants(lineshapes)
-                self.iso[-1][part], self.vh[-1][part] = invariants["iso"], invariants["vh"]
-                _accumulate(self.lineshape_sums, part, run.n_frames * lineshapes)
+            found = self._correlations(run, run.polarizability_derivative, related, LINESHAPES, max_lag)
+            found *= raman_prefactor()
+            invariants = raman_invariants(found)
+            both = self._transform(np.array([invariants["iso"], invariants["vh"]]), is_difference)
+            for kept_of_run, spectra in zip((self.iso, self.vh), both, strict=True):
+                kept_of_run.append(dict(zip(parts, spectra, strict=True)))
+            found *= run.n_frames
+            for part, lineshapes in zip(parts, found, strict=True):
+                _accumulate(self.lineshape_sums, (part, is_difference), lineshapes)
 
     def _parts(self, run: DerivativeSeries) -> list[Part]:
         """Return the parts of a run in the order of its correlations; the order of two groups is that of all runs."""
@@ -280,7 +288,7 @@ class _Collected:
                 f"{run.name} and {first.name} do not have the same derivatives; predict all runs with the same models"
             )
 
-    def _spectra(
+    def _correlations(
         self,
         run: DerivativeSeries,
         columns: Array,
@@ -288,25 +296,25 @@ class _Collected:
         pairs: Sequence[tuple[int, int]],
         max_lag: int,
     ) -> Array:
-        """Return S of each part, (n_parts, n_pairs, n)."""
+        """Return the correlations of each part, (n_parts, n_pairs, n_lags)."""
         if run.related is not None:
             if related is None:
                 raise SpectrumError(f"{run.name}: the correlations by relation lack a tensor that the series has")
             sums = related[:, : max_lag + 1].transpose(1, 0, 2)
-            correlation = normalise(sums, run.n_frames, self.settings.estimator)
-        else:
-            if self.settings.subtract_mean:
-                columns = columns - columns.mean(axis=0)
-            found = group_correlations(columns, pairs, max_lag, self.settings.estimator)
-            correlation = found.transpose(2, 0, 1)
-        n_parts = correlation.shape[1]
+            return normalise(sums, run.n_frames, self.settings.estimator).transpose(1, 2, 0)
+        if self.settings.subtract_mean:
+            columns = columns - columns.mean(axis=0)
+        return group_correlations(columns, pairs, max_lag, self.settings.estimator)
+
+    def _transform(self, correlations: Array, is_difference: bool) -> Array:
+        """Return the spectra (..., n) of correlations (..., n_lags)."""
         self.wavenumber, spectra, _ = transform(
-            correlation.reshape(max_lag + 1, -1),
-            run.timestep,
+            correlations.reshape(-1, correlations.shape[-1]).T,
+            self.runs[0].timestep,
             self.settings,
-            is_difference=run.origin == "differences",
+            is_difference=is_difference,
         )
-        return spectra.reshape(n_parts, len(pairs), -1)
+        return spectra.reshape(*correlations.shape[:-1], -1)
 
     def result(self) -> CcaSpectra:
         assert self.wavenumber is not None
@@ -320,9 +328,15 @@ class _Collected:
         def per_trajectory(found: list[dict[Part, Array]]) -> Array | None:
             return np.array([[one.get(part, zeros) for part in parts] for one in found]) if found else None
 
-        def mean(sums: dict[Part, Array], width: int) -> Array | None:
-            missing = np.zeros((width, len(zeros)))
-            return np.array([sums.get(part, missing) for part in parts]) / n_frames.sum() if sums else None
+        def mean(sums: dict[tuple[Part, bool], Array], width: int) -> Array | None:
+            if not sums:
+                return None
+            total = np.zeros((len(parts), width, len(zeros)))
+            for is_difference in sorted({kind for _, kind in sums}):
+                for k, part in enumerate(parts):
+                    if (part, is_difference) in sums:
+                        total[k] += self._transform(sums[part, is_difference] / n_frames.sum(), is_difference)
+            return total
 
         iso, vh = per_trajectory(self.iso), per_trajectory(self.vh)
         return CcaSpectra(
@@ -343,8 +357,12 @@ class _Collected:
         )
 
 
-def _accumulate(sums: dict[Part, Array], part: Part, values: Array) -> None:
-    sums[part] = sums[part] + values if part in sums else values
+def _accumulate(sums: dict[tuple[Part, bool], Array], key: tuple[Part, bool], values: Array) -> None:
+    """Add to what is there, in place; the values are kept and must not be written to afterwards."""
+    if key in sums:
+        sums[key] += values
+    else:
+        sums[key] = values
 
 
 def additivity(cca: CcaSpectra, ir: IrSpectrum | None, raman: RamanSpectrum | None) -> dict[str, float]:

@@ -116,16 +116,15 @@ def group_correlations(
         padded = np.zeros((n_columns, (stop - start) * block))
         padded[:, : len(piece)] = piece.T
         transforms = fft.rfft(padded.reshape(n_columns, stop - start, block), n_fft, axis=2)
-        early = np.ascontiguousarray(transforms.transpose(2, 0, 1))
-        late = early[:, :, :n_early].copy()
         n_followed = stop - start - 1
-        late[:, :, :n_followed] += sign * early[:, :, 1 : 1 + n_followed]
-        early = np.conj(early[:, :, :n_early])
         if not is_last and power is None:
             power = np.zeros((block + 1, n_columns, n_columns), dtype=complex)
         # a few frequencies at a time, which stay in the processor's cache
         for k in range(0, block + 1, FREQUENCIES):
-            some = early[k : k + FREQUENCIES] @ late[k : k + FREQUENCIES].transpose(0, 2, 1)
+            early = np.ascontiguousarray(transforms[:, :, k : k + FREQUENCIES].transpose(2, 0, 1))
+            late = early[:, :, :n_early].copy()
+            late[:, :, :n_followed] += sign[k : k + FREQUENCIES] * early[:, :, 1 : 1 + n_followed]
+            some = np.conj(early[:, :, :n_early]) @ late.transpose(0, 2, 1)
             if power is not None:
                 some += power[k : k + FREQUENCIES]
                 power[k : k + FREQUENCIES] = some

@@ -460,21 +460,24 @@ def cosine_series(values: Array, n_fft: int, n_points: int) -> Array:
     """
     n_rows, n_lags = values.shape
     chirp, kernel, n_chirp = _chirp(n_lags, n_points, n_fft)
-    paired = np.zeros((-(-n_rows // 2), n_chirp), dtype=complex)
     middle = n_lags - 1
-    paired.real[:, middle : middle + n_lags] = values[0::2]
-    paired.imag[: n_rows // 2, middle : middle + n_lags] = values[1::2]
-    paired[:, :middle] = paired[:, middle + n_lags - 1 : middle : -1]
-    paired[:, : 2 * n_lags - 1] *= np.concatenate([chirp[middle:0:-1], chirp[:n_lags]])
-    found = np.empty((2 * len(paired), n_points))
-    for start in range(0, len(paired), 16):
-        slab = fft.fft(paired[start : start + 16], axis=1)
-        slab *= kernel
-        slab = fft.ifft(slab, axis=1, overwrite_x=True)[:, 2 * middle : 2 * middle + n_points]
-        slab *= chirp[:n_points]
-        found[2 * start : 2 * start + 2 * len(slab) : 2] = slab.real
-        found[2 * start + 1 : 2 * start + 2 * len(slab) : 2] = slab.imag
-    return found[:n_rows]
+    mirrored = np.concatenate([chirp[middle:0:-1], chirp[:n_lags]])
+    found = np.empty((n_rows, n_points))
+    # a few rows at a time, which stay in the processor's cache
+    for start in range(0, n_rows, 16):
+        rows = values[start : start + 16]
+        paired = np.zeros((-(-len(rows) // 2), n_chirp), dtype=complex)
+        paired.real[:, middle : middle + n_lags] = rows[0::2]
+        paired.imag[: len(rows) // 2, middle : middle + n_lags] = rows[1::2]
+        paired[:, :middle] = paired[:, middle + n_lags - 1 : middle : -1]
+        paired[:, : 2 * n_lags - 1] *= mirrored
+        paired = fft.fft(paired, axis=1, overwrite_x=True)
+        paired *= kernel
+        paired = fft.ifft(paired, axis=1, overwrite_x=True)[:, 2 * middle : 2 * middle + n_points]
+        paired *= chirp[:n_points]
+        found[start : start + 16 : 2] = paired.real
+        found[start + 1 : start + 16 : 2] = paired.imag[: len(rows) // 2]
+    return found
 
 
 @lru_cache(maxsize=4)
