@@ -80,12 +80,15 @@ class LearningPoint:
         r2: by target, then by species or "mean".
         rmse: by target, then by species or "mean" [e] and [e^2 a0/E_h].
         distances: by spectrum: value, lower and upper end of the interval, to the iteration before.
+        parts: "ir" and "raman": mean and standard deviation of the distances of all parts of the cross-correlation
+            analysis, to the iteration before.
     """
 
     n_training: int
     r2: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     rmse: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     distances: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    parts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -432,7 +435,7 @@ def plot_learning_curve(
                 if panel.get_legend_handles_labels()[0]:
                     panel.legend(loc="best")
             kinds = [k for k in points[-1].distances if (k == "ir") == (target == "apt")]
-            _draw_distances(axes[2, column], points, kinds, distance_threshold)
+            _draw_distances(axes[2, column], points, kinds, distance_threshold, "ir" if target == "apt" else "raman")
         for panel in axes.flat:
             panel.set_xlim(0.9 * min(n), 1.1 * max(n))
             _count_axis(panel, n)
@@ -442,7 +445,7 @@ def plot_learning_curve(
 
 
 def _draw_distances(
-    panel: "Axes", points: Sequence[LearningPoint], kinds: Sequence[str], threshold: float | None
+    panel: "Axes", points: Sequence[LearningPoint], kinds: Sequence[str], threshold: float | None, parts: str
 ) -> None:
     for kind, colour in zip(kinds, COLOURS):
         known = [(p.n_training, *p.distances[kind]) for p in points if kind in p.distances]
@@ -450,11 +453,16 @@ def _draw_distances(
         short = kind.removeprefix("raman_")
         panel.plot(x, value, "s-", ms=3.5, color=colour, label=KIND_NAMES.get(short, short))
         panel.vlines(x, np.where(np.isfinite(lower), lower, value), np.where(np.isfinite(upper), upper, value), colour)
+    scored = [(p.n_training, *p.parts[parts]) for p in points if parts in p.parts]
+    if scored:
+        x, mean, deviation = np.array(scored, dtype=float).T
+        style = {"color": "#666666", "ms": 4, "mfc": "white", "lw": 0.8, "capsize": 2, "zorder": 1}
+        panel.errorbar(x, mean, deviation, fmt="o--", label="parts, mean and spread", **style)
     panel.set_ylabel(r"$\Delta$ to the iteration before")
     panel.set_ylim(bottom=0)
     if threshold is not None:
         panel.axhline(threshold, color="#888888", lw=0.8, ls="--")
-    if kinds:
+    if kinds or scored:
         panel.legend(loc="best")
 
 
@@ -491,7 +499,13 @@ def learning_points(records: Sequence[Mapping[str, Any]]) -> list[LearningPoint]
         for kind, entry in record.get("comparison", {}).get("spectra", {}).items():
             ends = [float("nan") if entry.get(k) is None else float(entry[k]) for k in ("distance", "lower", "upper")]
             distances[kind] = (ends[0], ends[1], ends[2])
-        points.append(LearningPoint(int(record["n_training"]), r2, rmse, distances))
+        scores = record.get("comparison", {}).get("cca") or {}
+        parts = {
+            name: (1 - float(scores[name]["agreement"]), float(scores[name]["standard_deviation"]))
+            for name in ("ir", "raman")
+            if name in scores
+        }
+        points.append(LearningPoint(int(record["n_training"]), r2, rmse, distances, parts))
     return points
 
 

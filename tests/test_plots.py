@@ -40,7 +40,11 @@ def records():
         if i:
             entry = {"distance": 0.05 / i, "lower": 0.04 / i, "upper": 0.07 / i}
             single = {**entry, "lower": None, "upper": None}
-            record["comparison"] = {"spectra": {"ir": entry, "raman_iso": entry, "raman_vv": single}}
+            score = {"agreement": 1 - 0.08 / i, "standard_deviation": 0.03 / i}
+            record["comparison"] = {
+                "spectra": {"ir": entry, "raman_iso": entry, "raman_vv": single},
+                "cca": {"ir": score, "raman": score} if i > 1 else None,
+            }
         out.append(record)
     return out
 
@@ -116,6 +120,8 @@ def test_learning_curve(tmp_path):
     assert points[0].r2["apt"]["mean"] == pytest.approx(0.7)
     assert np.isnan(points[0].r2["apt"]["O"])
     assert points[1].distances["ir"] == (0.05, 0.04, 0.07)
+    assert points[1].parts == {}
+    assert points[2].parts["raman"] == pytest.approx((0.04, 0.015))
 
 
 def test_nothing_to_draw(tmp_path):
