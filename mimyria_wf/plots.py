@@ -456,7 +456,7 @@ def _draw_distances(
     scored = [(p.n_training, *p.parts[parts]) for p in points if parts in p.parts]
     if scored:
         x, mean, deviation = np.array(scored, dtype=float).T
-        style = {"color": "#666666", "ms": 4, "mfc": "white", "lw": 0.8, "capsize": 2, "zorder": 1}
+        style: dict[str, Any] = {"color": "#666666", "ms": 4, "mfc": "white", "lw": 0.8, "capsize": 2, "zorder": 1}
         panel.errorbar(x, mean, deviation, fmt="o--", label="parts, mean and spread", **style)
     panel.set_ylabel(r"$\Delta$ to the iteration before")
     panel.set_ylim(bottom=0)
