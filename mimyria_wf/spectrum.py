@@ -495,12 +495,14 @@ def _chirp(n_lags: int, n_points: int, n_fft: int) -> tuple[Array, Array, int]:
     return chirp, fft.fft(kernel), n_chirp
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _cosines(n_lags: int, timestep: float, step: float, n_points: int, spacing: float) -> Array:
     """Return the factors (n_lags, n_points) of the cosine series at the observed frequencies of a true axis."""
     to_phase = np.pi * step / WAVENUMBER
     observed = np.arcsin(to_phase * spacing * np.arange(n_points)) / to_phase
-    cosines = 2 * np.cos(2 * np.pi * timestep / WAVENUMBER * np.outer(np.arange(n_lags), observed))
+    cosines = np.outer(np.arange(n_lags), 2 * np.pi * timestep / WAVENUMBER * observed)
+    np.cos(cosines, out=cosines)
+    cosines *= 2
     cosines[0] = 1.0
     return cosines
 

@@ -10,14 +10,18 @@ from mimyria_wf.derivatives import DerivativeSeries
 from mimyria_wf.errors import SpectrumError
 from mimyria_wf.spectrum import (
     LINESHAPES,
+    Runs,
     SpectrumSettings,
+    bootstrap_error,
     bootstrap_weights,
+    cosine_series,
     ir_spectrum,
     lineshape,
     raman_spectrum,
     scattering_lineshape,
     spectral_distance,
     spectral_distance_interval,
+    transform,
     window_values,
 )
 from mimyria_wf.units import AMU, AMU_A2_PER_FS2, BOLTZMANN, BOLTZMANN_EV, EPS0, WAVENUMBER, C, E
@@ -307,3 +311,48 @@ def test_bad_input_has_a_clear_line():
         scattering_lineshape(np.ones((21, 4)), [0, 0, 0], [1, 0, 0])
     with pytest.raises(SpectrumError, match="the same runs"):
         spectral_distance_interval(nu, np.ones((3, 10)), np.ones((2, 10)), np.ones(3))
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 17, 33])
+@pytest.mark.parametrize(("n_lags", "n_fft", "n_points"), [(3, 8, 5), (50, 300, 40), (101, 2000, 1001), (1, 10, 6)])
+def test_chirp_transform_equals_the_series_written_out(n_rows, n_lags, n_fft, n_points):
+    values = np.random.default_rng(n_rows).normal(size=(n_rows, n_lags))
+    angle = 2 * np.pi / n_fft * np.outer(np.arange(n_lags), np.arange(n_points))
+    expected = (values * np.where(np.arange(n_lags) > 0, 2, 1)) @ np.cos(angle)
+    np.testing.assert_allclose(cosine_series(values, n_fft, n_points), expected, atol=1e-12 * n_lags)
+
+
+@pytest.mark.parametrize("upper", [900.0, 4500.0, 40000.0])
+def test_whole_integral_does_not_depend_on_the_axis_kept(upper):
+    """What lies beyond is added term by term: the integral is dt C(0) times the Nyquist wavenumber."""
+    correlation = np.random.default_rng(5).normal(size=(1001, 4))
+    for change, tolerance in (({}, 1e-12), ({"verlet_timestep": 0.25}, 2e-3)):
+        settings = replace(QUICK, upper_wavenumber=upper, **change)
+        wavenumber, spectrum, integral = transform(correlation, 0.5, settings)
+        scale = np.abs(spectrum).max() * wavenumber[-1]
+        np.testing.assert_allclose(integral, correlation[0] * WAVENUMBER / 2, rtol=0, atol=tolerance * scale)
+        # and it is that of the spectrum, not of the correlation alone: the kept part is in it
+        broken = np.trapezoid(spectrum, wavenumber, axis=1)
+        assert upper > 30000 or np.abs(broken - integral).max() > 1e-3 * scale
+
+
+def test_errors_of_many_spectra_at_once_are_those_one_by_one():
+    rng = np.random.default_rng(6)
+    many = rng.normal(size=(5, 4, 3, 50))
+    runs = Runs(tuple("abcde"), np.array([10, 20, 30, 40, 50]), 0.5, np.full(5, 300.0))
+    settings = replace(QUICK, n_bootstrap=200)
+    errors = bootstrap_error(many, runs, settings)
+    assert errors.shape == (4, 3, 50)
+    np.testing.assert_allclose(errors[2, 1], bootstrap_error(many[:, 2, 1], runs, settings), rtol=1e-12)
+    samples = bootstrap_weights(runs.n_frames, 200, settings.seed) @ many[:, 2, 1]
+    np.testing.assert_allclose(errors[2, 1], samples.std(axis=0) * np.sqrt(5 / 4), rtol=1e-10)
+    same = np.ones((5, 50)) * rng.normal(size=50)
+    assert np.abs(bootstrap_error(same, runs, settings)).max() < 1e-14
+
+
+def test_ir_tensor_has_errors_and_its_trace():
+    runs = [dipole_run(cosine(1000.0 + 20 * k, phases=(0.1 * k, 1.0, 2.0)), name=f"r{k}") for k in range(3)]
+    spectrum = ir_spectrum(runs, QUICK)
+    assert spectrum.tensor.shape == spectrum.tensor_error.shape == (6, len(spectrum.wavenumber))
+    np.testing.assert_allclose(spectrum.tensor[:3].mean(axis=0), spectrum.n_alpha, atol=1e-12 * spectrum.n_alpha.max())
+    assert np.isfinite(spectrum.tensor_error).all()
