@@ -7,6 +7,7 @@ score of a part is the mean over iso, VV and VH; the mean over the 21 lineshapes
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimyria_wf import plots
-from mimyria_wf.cca import CcaSpectra
+from mimyria_wf.cca import CcaSpectra, Part
 from mimyria_wf.errors import SpectrumError
 from mimyria_wf.spectra_output import caption_of, number
 from mimyria_wf.spectra_store import STORE_NAME, StoredSpectra, read_store

@@ -246,6 +246,15 @@ def test_parts_by_relation_keep_their_names_in_tables(tmp_path):
     assert [part.relation for part in stored.cca.parts] == ["hydrogen bonded"] * 6 + ["other"] * 6
     (gate,) = (gate for gate in summary["gates"] if "additivity" in gate["name"])
     assert gate["passed"]
+    # labels along a trajectory know groups alone
+    write_derivatives(path, run)
+    spectra_files([path], tmp_path / "plain", settings=QUICK, draws=False)
+    result = compare_spectra(tmp_path / "out", tmp_path / "plain")
+    assert "cca: only one side is divided by relations, which are summed over" in result["notes"]
+    assert list(result["cca"]["ir"]["parts"]) == ["O", "O x H", "O x rest", "H", "H x rest", "rest"]
+    # the runs' own spectra are kept in single precision, and the estimators of both sides are the same
+    assert result["cca"]["ir"]["agreement"] == pytest.approx(1, abs=1e-5)
+    assert result["cca"]["raman_lineshapes"]["agreement"] == pytest.approx(1, abs=1e-5)
 
 
 def test_unlike_settings_are_no_fair_comparison(tmp_path):
