@@ -353,7 +353,8 @@ def parse_group_scheme(values: Any, source: str = "groups", lines: Mapping[Any, 
 
 
 def _message(error: ValidationError, source: str, lines: Mapping[Any, int] | None) -> str:
-    first = error.errors()[0]
+    # an unknown key is often why another one is missing
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     path = tuple(step for step in first["loc"] if step not in ("hydrogen_bonds",))
     kind, given = first["type"], first.get("input")
     if kind == "extra_forbidden":

@@ -7,7 +7,7 @@ frame.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,8 @@ class ResolvedGroups:
             topology = known[0]
         else:
             topology = _topology(positions[0], numbers, cell, pbc, self.scheme.connectivity)
-        return Follower(self, numbers, cell, pbc, topology, every=1).follow(positions)[0]
+        alone = replace(self, scheme=self.scheme.model_copy(update={"relations": []}))
+        return Follower(alone, numbers, cell, pbc, topology, every=1).follow(positions)[0]
 
     def follower(self, reader: TrajectoryReader, max_lag: int = 0, every: int | None = None) -> "Follower":
         """Return what tells groups and relations along one trajectory, from its first frame on.

@@ -20,6 +20,7 @@ IONS: tuple[str, ...] = ("Li", "Na", "K", "Rb", "Cs", "Mg", "Ca", "Sr", "Ba")
 """Elements that form no covalent bond here: their radii are so large that water would count as bonded to them."""
 BOND_SCALE = 1.25
 """Bonds are shorter than this times the sum of covalent radii: 1.21 A for O-H, 1.65 A for O-O, 2.14 A for S-O."""
+_PROTON_STRETCH = 1.2
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def find_topology(
     """Find the molecules of a configuration.
 
     Atoms are bonded when they are closer than ``scale`` times the sum of their covalent radii. A hydrogen atom has one
-    bond, to the atom that it is nearest to by that measure, so that a hydrogen bond never joins two molecules.
+    bond, to the atom that it is nearest to by that measure, so that a hydrogen bond never joins two molecules; this
+    bond may be 1.2 times as long, for a proton midway between two atoms still belongs to one.
 
     Args:
         positions: (n_atoms, 3), wrapped or not [A].
@@ -104,12 +106,13 @@ def find_topology(
     """
     numbers = np.asarray(numbers)
     radii = covalent_radii[numbers]
-    neighbours = neighbour_list(positions, cell, pbc, 2 * scale * float(radii.max()))
+    neighbours = neighbour_list(positions, cell, pbc, 2 * _PROTON_STRETCH * scale * float(radii.max()))
     first, second = neighbours.receivers, neighbours.senders
     ratio = np.linalg.norm(neighbours.vectors(np.asarray(positions, dtype=float)), axis=1)
     ratio = ratio / (radii[first] + radii[second])
     is_ion = np.isin(numbers, [chemical_symbols.index(symbol) for symbol in ions])
-    is_bond = (ratio < scale) & (first != second) & ~is_ion[first] & ~is_ion[second]
+    limit = np.where((numbers[first] == 1) != (numbers[second] == 1), _PROTON_STRETCH * scale, scale)
+    is_bond = (ratio < limit) & (first != second) & ~is_ion[first] & ~is_ion[second]
     first, second, ratio = first[is_bond], second[is_bond], ratio[is_bond]
     # a hydrogen atom keeps its nearest partner only
     nearest = np.full(len(numbers), np.inf)
