@@ -31,12 +31,13 @@ from pydantic import (
 )
 
 from mimyria_wf.campaign_file import CampaignFileError, KeyPath, Problem, Source, is_number, read_yaml, shown
-from mimyria_wf.campaign_messages import problems_of, section_of, suggestion, wrong
+from mimyria_wf.campaign_messages import group_mistake, problems_of, section_of, suggestion, wrong
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from mimyria_wf.frames import TrajectoryReader
+    from mimyria_wf.group_schema import GroupScheme
     from mimyria_wf.md import NveSettings, NvtSettings
     from mimyria_wf.presets import NetworkSettings, TrainingSettings
     from mimyria_wf.spectrum import SpectrumSettings
@@ -629,6 +630,31 @@ class Spectra(Section):
     laser_nm: Positive | None = Field(
         None, description="Wavelength of the laser: the same form with the factor (nu_in - nu)^4 / nu_in^4."
     )
+    groups: dict[str, Any] | None = Field(
+        None,
+        description="Parts of a cross-correlation analysis by name, e.g. "
+        "`{solute: {molecule: O4S}, shell: {within: {of: solute, minimum: 1}}}`; what is left is `rest`. The content "
+        "of a file for `mimyria-wf groups`.",
+    )
+    relations: tuple[Any, ...] = Field(
+        (),
+        description="With `groups`: divide parts by how two atoms or molecules are related, e.g. "
+        "`[self, same molecule, hydrogen bonded]`; what is left is `other`.",
+    )
+    units: Literal["atoms", "molecules"] = Field("atoms", description="What `relations` are between.")
+    connectivity: dict[str, Any] | None = Field(
+        None, description="With `groups`: how molecules are found, `{scale: 1.25, ions: [Na], frames: first}`."
+    )
+    rdf: dict[str, Any] | None = Field(
+        None, description="With `groups`: how RDFs are made whose minima bound shells, `{cutoff: 8.0, frames: 500}`."
+    )
+    groups_every: Count = Field(
+        1, description="With `groups`: take groups and relations at every n-th frame and hold them in between."
+    )
+    max_lag_fs: Positive | None = Field(
+        None,
+        description="With `relations`: longest window that spectra can be made with later. By default `window_fs`.",
+    )
     measured: Text | None = Field(
         None,
         description="Measured spectrum to draw over the final ones: JCAMP-DX, or two columns with their units in the "
@@ -649,6 +675,38 @@ class Spectra(Section):
                 statement, _, remedy = str(error).partition("; ")
                 raise wrong("", f"are not understood, {statement}", remedy) from None
         return value
+
+    @property
+    def group_scheme(self) -> "GroupScheme | None":
+        """Groups and relations; None without groups."""
+        if self.groups is None:
+            return None
+        from mimyria_wf.group_schema import GroupScheme
+
+        keys = ("groups", "relations", "units", "connectivity", "rdf")
+        values = {key: value for key in keys if (value := getattr(self, key)) is not None}
+        return GroupScheme.model_validate({**values, "relations": list(self.relations), "every": self.groups_every})
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        if self.groups is None:
+            for key in ("relations", "connectivity", "rdf", "groups_every", "max_lag_fs"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise wrong(key, "does nothing without groups", "add groups:, or remove it")
+            return self
+        try:
+            scheme = self.group_scheme
+        except ValidationError as error:
+            raise wrong(*group_mistake(error)) from None
+        if self.max_lag_fs is not None and (scheme is None or not scheme.relations):
+            raise wrong("max_lag_fs", "does nothing without relations", "remove it")
+        if self.max_lag_fs is not None and self.max_lag_fs < self.window_fs:
+            raise wrong(
+                "max_lag_fs",
+                f"must reach window_fs, {self.window_fs:g}, got {self.max_lag_fs:g}",
+                "remove it or raise it",
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

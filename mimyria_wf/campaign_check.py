@@ -56,6 +56,7 @@ IN_CAMPAIGN = {
     "timestep=": "timestep_fs: ",
     "read with drop_truncated": "write {path: ..., drop_truncated: true}",
     "give cell= [A]": "give system.cell_A",
+    " (--measured-units), or write": ", by writing",
 }
 """What the core's messages call differently than a campaign file does."""
 WHOLE_SCAN = 5e8
@@ -191,6 +192,35 @@ class _Run:
     key_path: KeyPath
 
 
+class _Still(TrajectoryReader):
+    """A structure as a trajectory of one frame."""
+
+    def __init__(self, atoms: Atoms, name: str):
+        self.path = Path(name)
+        self.numbers = atoms.numbers
+        self.cell, self.pbc = atoms.cell.array, atoms.pbc
+        self.masses, self.timestep = atoms.get_masses(), 1.0
+        self.name, self.n_frames, self.has_velocities = name, 1, False
+        self.metadata = {}
+        self.positions = atoms.positions
+
+    def _load(self, frames: range) -> tuple[np.ndarray, None, dict[str, np.ndarray]]:
+        return self.positions[None], None, {}
+
+
+def _without_minima(value: Any) -> Any:
+    """Return groups with distances in place of RDF minima, which only trajectories can tell."""
+    if isinstance(value, list):
+        return [_without_minima(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    plain = {key: _without_minima(entry) for key, entry in value.items()}
+    if isinstance(plain.get("minimum"), int):
+        del plain["minimum"]
+        plain["distance"] = plain.get("from", 0.0) + 1.0
+    return plain
+
+
 class _Check:
     def __init__(self, campaign: Campaign, progress: Callable[[int, int, str], None]):
         self.campaign = campaign
@@ -212,6 +242,8 @@ class _Check:
         self._training(atoms)
         self._snapshots(runs)
         self._spectra(atoms, runs)
+        self._groups(atoms)
+        self._measured()
         self._convergence(runs)
         self._computers()
         unique = dict.fromkeys
@@ -906,6 +938,31 @@ class _Check:
                 "take several: they are the independent samples",
             )
 
+    def _groups(self, atoms: Atoms | None) -> None:
+        """Hold groups against the elements, indices and molecules of the start structure."""
+        scheme = self.campaign.spectra.group_scheme
+        if scheme is None or atoms is None or not np.isfinite(atoms.positions).all():
+            return
+        from mimyria_wf.errors import GroupError
+        from mimyria_wf.groups import parse_group_scheme, resolve
+
+        name = "the start structure" if self.campaign.sampling is not None else "the first trajectory"
+        try:
+            resolve(parse_group_scheme(_without_minima(scheme.to_dict())), [_Still(atoms, name)])
+        except GroupError as error:
+            statement, _, remedy = str(error).partition("; ")
+            self.error(("spectra", "groups"), f"do not fit, {statement}", remedy or "correct them")
+
+    def _measured(self) -> None:
+        value = self.campaign.spectra.measured
+        if value is None or not self._exists(value):
+            return
+        from mimyria_wf.measured import read_measured
+
+        path = self.campaign.path(value)
+        with self._reporting(("spectra", "measured"), path, "write the units of both axes into the file"):
+            read_measured(path)
+
     def _convergence(self, runs: Sequence[_Run]) -> None:
         convergence, training = self.campaign.convergence, self.campaign.training
         if training is None:
@@ -994,6 +1051,8 @@ def estimate_cost(campaign: Campaign, n_atoms: int, n_frames: Sequence[int]) -> 
         if seconds is None:
             notes.append("labels: give labels.seconds_per_point once you know it")
         jobs["selection"] = 1
+    if campaign.spectra.groups is not None:
+        jobs["groups"] = 1
     n_runs = max(len(n_frames), 1)
     at_once = campaign.computer_for("prediction").max_concurrent
     jobs["prediction"], jobs["spectra"] = min(at_once, n_runs), 1

@@ -18,6 +18,24 @@ def wrong(key: str, statement: str, remedy: str = "") -> PydanticCustomError:
     return PydanticCustomError("campaign", "{statement}", context)
 
 
+def group_mistake(error: ValidationError) -> tuple[str, str, str]:
+    """Return key, statement and remedy of the first mistake in groups and relations (:mod:`.group_schema`)."""
+    from mimyria_wf.group_schema import _allowed
+
+    first = error.errors()[0]
+    path = [str(step) for step in first["loc"] if step != "hydrogen_bonds"]
+    kind, given = first["type"], first.get("input")
+    if kind == "extra_forbidden":
+        return ".".join(path), "is unknown there", _allowed(first["loc"])
+    if kind == "missing":
+        return ".".join(path), "is missing", "add it"
+    if kind == "value_error":
+        statement, _, remedy = str(first["ctx"]["error"]).partition("; ")
+        return ".".join(path) or "groups", f"is wrong, {statement}", remedy
+    wanted = first["msg"].removeprefix("Input should be ")
+    return ".".join(path), f"must be {wanted[:1].lower()}{wanted[1:]}, got {shown(given)}", ""
+
+
 _UNITS = (
     "fs",
     "ps",
@@ -144,7 +162,8 @@ def _problem(details: ErrorDetails, source: Source, root: type[BaseModel]) -> Pr
     key_path: KeyPath = tuple(key for key in details["loc"])
     kind, found, context = details["type"], details["input"], details.get("ctx", {})
     if kind == "campaign":
-        target = (*key_path, *(part for part in context["key"].split(".") if part))
+        parts = [part for part in context["key"].split(".") if part]
+        target = (*key_path, *(int(part) if part.isdigit() else part for part in parts))
         if context["key"] == "" and not key_path:
             return source.problem((), f"the campaign {context['statement']}", context["remedy"])
         return source.problem(target, context["statement"], context["remedy"])

@@ -492,7 +492,12 @@ def _configure_derive(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", type=Path, nargs="+", help="of one run in order: CP2K moments or polarizabilities, VASP runs, tables"
     )
-    parser.add_argument("--kind", choices=("dipole", "polarizability", "dielectric"), required=True)
+    parser.add_argument(
+        "--kind",
+        choices=("dipole", "polarizability", "dielectric", "born-charges"),
+        required=True,
+        help="what the files hold; Born charges (VASP) are multiplied with the velocities of --trajectory",
+    )
     parser.add_argument("--unit", help="tables: debye, 'e A', a.u. (dipole); a.u., A^3 (polarizability)")
     parser.add_argument("--columns", help="tables: order of columns, e.g. 'xx yy zz xy yz zx'; - leaves one out")
     parser.add_argument("--timestep-fs", type=float, help="between values, if the files do not say it")
@@ -500,9 +505,11 @@ def _configure_derive(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trajectory", type=Path, help="of the same run: gives temperature, cell and time step")
     parser.add_argument("--volume", type=float, help="[A^3], or give the cell")
     parser.add_argument("--cell", type=_json_list, help="as JSON: edges, six parameters, or three vectors [A]")
+    parser.add_argument("--cluster", action="store_true", help="not periodic, if the trajectory does not say it")
     parser.add_argument("--start", type=int, default=0, help="first value")
     parser.add_argument("--stop", type=int, help="end of the values")
     parser.add_argument("--name", help="of the run")
+    parser.add_argument("--beside", type=Path, help="derivatives file of the same run with the other property, to join")
     parser.add_argument("-o", "--output", type=Path, required=True, help="derivatives file OUT.h5 for `spectra`")
 
 
@@ -520,9 +527,11 @@ def _derive(chosen: argparse.Namespace) -> dict[str, Any]:
         trajectory=chosen.trajectory,
         volume=chosen.volume,
         cell=chosen.cell,
+        pbc=False if chosen.cluster else None,
         start=chosen.start,
         stop=chosen.stop,
         name=chosen.name,
+        beside=chosen.beside,
     )
 
 
@@ -549,7 +558,7 @@ def _spectrum_settings(chosen: argparse.Namespace, **more: Any) -> Any:
         estimator=chosen.estimator,
         upper_wavenumber=chosen.upper_wavenumber_per_cm,
         temperature=chosen.temperature,
-        **({} if chosen.verlet_timestep_fs is None else {"verlet_timestep": chosen.verlet_timestep_fs}),
+        verlet_timestep=chosen.verlet_timestep_fs,
         seed=chosen.seed,
         **more,
     )
@@ -653,12 +662,11 @@ def _spectra(chosen: argparse.Namespace) -> dict[str, Any]:
         chosen.output,
         volume=chosen.volume,
         timestep=chosen.timestep_fs,
-        settings=_spectrum_settings(
-            chosen, **({"corrects_differences": False} if chosen.no_difference_correction else {})
-        ),
-        **({"geometries": chosen.geometry} if chosen.geometry else {}),
-        **({"form": _raman_form(chosen)} if _has_form(chosen) else {}),
-        **({"measured": chosen.measured} if chosen.measured else {}),
+        settings=_spectrum_settings(chosen, corrects_differences=not chosen.no_difference_correction),
+        geometries=chosen.geometry,
+        form=_raman_form(chosen) if _has_form(chosen) else None,
+        measured=chosen.measured,
+        measured_units=chosen.measured_units,
         progress=progress_for(chosen),
     )
 

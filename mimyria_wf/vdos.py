@@ -484,9 +484,10 @@ def _follower_of(groups: str | Path, readers: Sequence[TrajectoryReader]) -> Fol
         return None
     if str(groups) == "all":
         return lambda reader: _OneGroup()
-    from mimyria_wf.groups import read_group_scheme
+    from mimyria_wf.groups import read_group_scheme, resolve
 
-    resolved = read_group_scheme(Path(groups)).resolve(readers)
+    # an atom is correlated with itself alone: relations between two have no part in it
+    resolved = resolve(read_group_scheme(Path(groups)).model_copy(update={"relations": []}), readers)
     return lambda reader: resolved.follower(reader)
 
 

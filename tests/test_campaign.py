@@ -660,6 +660,57 @@ BAD = [
     ),
     pytest.param(
         "  window_fs: 500",
+        "  groups:\n    shell: {within: {of: {species: O}}}",
+        "spectra.groups.shell.within is wrong, give either distance (A) or minimum (1 or 2, of the RDF) "
+        "(campaign.yaml, line 40)",
+        id="shell_without_end",
+    ),
+    pytest.param(
+        "  window_fs: 500",
+        "  groups:\n    oxygen: {specie: O}",
+        "spectra.groups.oxygen.specie is unknown there: known are species, index, molecule, molecule_of, within, "
+        "group, all, any, not (campaign.yaml, line 40)",
+        id="unknown_condition",
+    ),
+    pytest.param(
+        "  window_fs: 500",
+        "  groups:\n    oxygen: {species: Ox}",
+        "spectra.groups.oxygen.species is wrong, 'Ox' is no chemical symbol (campaign.yaml, line 40)",
+        id="unknown_element_in_group",
+    ),
+    pytest.param(
+        "  window_fs: 500",
+        "  groups: {oxygen: {species: O}}\n  relations:\n    - self\n    - bonded",
+        "spectra.relations[1] is wrong, 'bonded' is no relation: relations are self, same molecule, other molecule, "
+        "neighbours, hydrogen bonded; other is automatic (campaign.yaml, line 42)",
+        id="unknown_relation",
+    ),
+    pytest.param(
+        "  window_fs: 500",
+        "  relations: [self]",
+        "spectra.relations does nothing without groups: add groups:, or remove it (campaign.yaml, line 39)",
+        id="relations_without_groups",
+    ),
+    pytest.param(
+        "  window_fs: 500",
+        "  groups: {oxygen: {species: O}}\n  relations: [self]\n  max_lag_fs: 400",
+        "spectra.max_lag_fs must reach window_fs, 500, got 400: remove it or raise it (campaign.yaml, line 41)",
+        id="max_lag_below_window",
+    ),
+    pytest.param(
+        "  window_fs: 500",
+        "  groups: {oxygen: {species: O}}\n  max_lag_fs: 400",
+        "spectra.max_lag_fs does nothing without relations: remove it (campaign.yaml, line 40)",
+        id="max_lag_without_relations",
+    ),
+    pytest.param(
+        "  window_fs: 500",
+        "  groups: {a: {group: b}, b: {group: a}}",
+        "spectra.groups is wrong, groups refer to each other in a circle: a -> b -> a (campaign.yaml, line 39)",
+        id="groups_in_a_circle",
+    ),
+    pytest.param(
+        "  window_fs: 500",
         "  laser_nm: 0",
         "spectra.laser_nm must be greater than 0, got 0: write a positive number (campaign.yaml, line 39)",
         id="no_laser",

@@ -1258,6 +1258,31 @@ def test_calculator_of_another_computer_is_not_imported_here(tmp_path: Path) -> 
     assert check(tmp_path, text + "computers: {mimyria: {code: mimyria-wf@cluster}}\n").is_valid
 
 
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ("{a: {species: S}}", "groups name the species S, "),
+        ("{a: {index: 18}}", "groups name the atom index 18, but the start structure has 18 atoms, 0 to 17"),
+        ("{a: {molecule: O4S}}", "no molecule O4S in the first frame; molecules found: H2O"),
+    ],
+)
+def test_groups_must_occur_in_the_system(tmp_path: Path, groups: str, message: str) -> None:
+    (problem,) = check(tmp_path, CLUSTER + f"spectra:\n  groups: {groups}\n").errors
+    assert problem.key_path == ("spectra", "groups")
+    assert problem.line == 21
+    assert message in f"{problem.statement.removeprefix('do not fit, ')}; {problem.remedy}"
+    assert check(tmp_path, CLUSTER + "spectra: {groups: {a: {molecule: H2O}}}\n").is_valid
+
+
+def test_a_measured_spectrum_needs_units(tmp_path: Path) -> None:
+    text = CLUSTER + "spectra:\n  measured: ir.csv\n"
+    (problem,) = check(tmp_path, text, put("ir.csv", "1000,1\n1001,2\n")).errors
+    assert problem.line == 21
+    assert "ir.csv" in str(problem)
+    assert "unit" in str(problem)
+    assert check(tmp_path, text, put("ir.csv", "wavenumber [cm^-1], n alpha [cm^-1]\n1000,1\n1001,2\n")).is_valid
+
+
 @pytest.mark.parametrize("step", ["md", "prediction", "spectra"])
 def test_a_step_that_reads_trajectories_runs_where_they_lie(tmp_path: Path, step: str) -> None:
     text = CLUSTER + f"computers:\n  {step}: {{code: mimyria-wf@cluster}}\n"

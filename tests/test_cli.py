@@ -243,6 +243,22 @@ def test_predict_spectra_compare(folder: Path, tmp_path: Path, cli: Cli) -> None
     assert raman[:6] == ["wavenumber", "iso", "aniso", "vv", "vh", "depolarization"]
     assert len(read_table(tmp_path / "DIR" / "lineshapes.csv")) == 1 + 21
 
+    forms = cli(
+        *("raman", tmp_path / "DIR", "--geometry", "X(ZZ)Y", "--geometry=-Z(XY)Z", "--statistics", "harmonic"),
+        *("--laser-nm", 532, "-o", tmp_path / "FORMS"),
+    )
+    assert "harmonic" in forms["kind"]
+    assert "532" in forms["kind"]
+    assert set(forms["geometries"]) == {"X(ZZ)Y", "-Z(XY)Z"}
+    at_once = cli(
+        *("spectra", *files, "--temperature", 300, "--window-fs", 15, "--geometry=-Z(XY)Z", "-o", tmp_path / "ONCE"),
+        *("--statistics", "susceptibility", "--without-inverse-square"),
+    )
+    assert at_once["n_trajectories"] == 2
+    drawn = cli("plot", tmp_path / "DIR", "--spectrum", "vv", "--spectrum", "vh", "-o", tmp_path / "plot.png")
+    assert len(drawn["curves"]) == 2
+    assert (tmp_path / "plot.png").exists()
+
     same = cli("compare", tmp_path / "DIR", tmp_path / "DIR", "--plot", tmp_path / "same.png")
     assert same["spectra"]["ir"]["distance"] == 0
     assert (tmp_path / "same.png").exists()
@@ -264,6 +280,96 @@ def test_predict_spectra_compare(folder: Path, tmp_path: Path, cli: Cli) -> None
     distances = cli("compare", tmp_path / "DIR", tmp_path / "COLUMNS")["spectra"]
     assert set(distances) >= {"ir"}
     assert max(entry["distance"] for entry in distances.values() if entry["distance"] is not None) < 1e-3
+
+
+def test_groups_and_relations_become_parts(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    """One file of groups for prediction, explicit labels and density of states; parts sum to the spectrum."""
+    groups = tmp_path / "groups.yaml"
+    groups.write_text("groups:\n  oxygen: {species: O}\n")
+    runs = sorted(folder.glob("nve-*.h5"))
+    report = cli("groups", groups, *runs, "-o", tmp_path / "resolved.yaml")
+    assert {name: entry["atoms"] for name, entry in report["groups"].items()} == {"oxygen": 1, "rest": 2}
+    (tmp_path / "related.yaml").write_text((tmp_path / "resolved.yaml").read_text() + "relations: [self]\n")
+    model = ["--model", folder / "apt_model", "--volume", 30]
+    asked = ["--groups", tmp_path / "related.yaml", "--max-lag-fs", 20]
+    cli("predict", *runs, *model, *asked, "-o", tmp_path / "predicted")
+    summary = cli("spectra", *sorted((tmp_path / "predicted").glob("*.h5")), "--window-fs", 15, "-o", tmp_path / "ir")
+    gates = {gate["name"]: gate["passed"] for gate in summary["gates"]}
+    assert gates["cca additivity"]
+    table = read_table(tmp_path / "ir" / "cca_ir.csv")
+    assert {"oxygen; self", "oxygen x rest; other", "rest; self", "rest; other"} <= set(table)
+    total = read_table(tmp_path / "ir" / "ir.csv")["n_alpha"]
+    names = [name for name in table if name not in ("wavenumber", "total") and not name.endswith("error")]
+    parts = sum(table[name] for name in names)
+    np.testing.assert_allclose(parts, total, atol=1e-8 * total.max())  # ten digits in the tables
+
+    label = [
+        "label",
+        runs[0],
+        "--targets",
+        "apt",
+        "--accuracy",
+        1.0,
+        "--volume",
+        30,
+        "--groups",
+        tmp_path / "resolved.yaml",
+    ]
+    cli(*label, "--derivatives", tmp_path / "explicit.h5")
+    cli("spectra", tmp_path / "explicit.h5", "--window-fs", 15, "-o", tmp_path / "explicit")
+    cli("spectra", tmp_path / "predicted" / "nve-000.h5", "--window-fs", 15, "-o", tmp_path / "one")
+    scores = cli("compare", tmp_path / "one", tmp_path / "explicit")["cca"]
+    assert set(scores["ir"]["parts"]) == {"oxygen", "oxygen x rest", "rest"}
+    same = cli("compare", tmp_path / "one", tmp_path / "one")["cca"]
+    assert same["ir"]["agreement"] == pytest.approx(1)
+    assert len(same["ir"]["parts"]) == len(names)
+
+    by_group = cli("vdos", *runs, "--window-fs", 15, "--groups", tmp_path / "related.yaml", "-o", tmp_path / "vdos")
+    by_species = cli("vdos", *runs, "--window-fs", 15, "-o", tmp_path / "species")
+    assert by_group["parts"]["oxygen"]["integral"] == pytest.approx(by_species["parts"]["O"]["integral"], rel=1e-9)
+    assert by_group["parts"]["rest"]["integral"] == pytest.approx(by_species["parts"]["H"]["integral"], rel=1e-9)
+
+
+def test_vdos(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    runs = sorted(folder.glob("nve-*.h5"))
+    summary = cli("vdos", *runs, "--window-fs", 15, "--verlet-timestep-fs", 0.5, "-o", tmp_path / "vdos")
+    assert summary["passed"]
+    assert summary["degrees_of_freedom"] == 3  # one molecule that neither moves nor turns
+    assert summary["integral"] == pytest.approx(3, rel=1e-3)
+    assert summary["settings"]["verlet_timestep"] == 0.5
+    assert list(read_table(tmp_path / "vdos" / "vdos.csv"))[:5] == [
+        "wavenumber",
+        "total",
+        "total_error",
+        "H",
+        "H_error",
+    ]
+    cli("vdos", *runs, "--window-fs", 15, "--groups", "all", "-o", tmp_path / "one")
+    assert len(read_table(tmp_path / "one" / "power.csv")) == 5
+
+
+def test_a_printed_dipole_becomes_a_spectrum(tmp_path: Path, cli: Cli) -> None:
+    """A dipole of 1 e A at 1600 cm^-1, printed every 2 fs; the gates know it, and so does the axis."""
+    omega = 2 * np.pi * 1600.0 / 33356.40952
+    for k in range(2):
+        time = 2.0 * np.arange(4000)
+        rows = [f"{np.cos(omega * t + k):.9f},0,{0.5 * np.sin(omega * t):.9f}" for t in time]
+        (tmp_path / f"m{k}.csv").write_text("x,y,z\n" + "\n".join(rows) + "\n")
+        result = cli(
+            *("derive", tmp_path / f"m{k}.csv", "--kind", "dipole", "--unit", "e A", "--timestep-fs", 2),
+            *("--temperature-K", 300, "--cell", "[10, 10, 10]", "-o", tmp_path / f"m{k}.h5"),
+        )
+        assert result["n_frames"] == 3999
+        assert result["nyquist_wavenumber"] == pytest.approx(8339.1, abs=0.1)
+    runs = [tmp_path / "m0.h5", tmp_path / "m1.h5"]
+    summary = cli("spectra", *runs, "-o", tmp_path / "spectra")
+    assert summary["f_sum"]["numerical"] == pytest.approx(1, abs=1e-3)
+    ir = read_table(tmp_path / "spectra" / "ir.csv")
+    assert ir["wavenumber"][ir["n_alpha"].argmax()] == pytest.approx(1600, abs=2)
+    cli("spectra", *runs, "--no-difference-correction", "-o", tmp_path / "damped")
+    damped = read_table(tmp_path / "damped" / "ir.csv")
+    ratio = damped["n_alpha"].max() / ir["n_alpha"].max()
+    assert ratio == pytest.approx(np.sinc(1600 * 2 / 33356.40952) ** 2, rel=1e-3)
 
 
 def test_compare_labels(folder: Path, tmp_path: Path, cli: Cli) -> None:
@@ -390,6 +496,23 @@ BAD_INPUT = {
     "spectra of nothing": ("spectra {t}/none.h5 -o {t}/out", "none.h5"),
     "spectra of garbage": ("spectra {t}/garbage.h5 -o {t}/out", "garbage.h5"),
     "spectra of labels without velocities": ("spectra {f}/A.extxyz -o {t}/out", "A.extxyz"),
+    "spectra of an unknown geometry": ("spectra {f}/nve-000.h5 --geometry ZXXZ -o {t}/out", "ZXXZ"),
+    "vdos without velocities": ("vdos {f}/A.extxyz --timestep-fs 1 -o {t}/out", "velocities"),
+    "vdos of runs that are too short": ("vdos {f}/nve-000.h5 --window-fs 500 -o {t}/out", "shorter than the window"),
+    "vdos of one run twice": ("vdos {f}/nve-000.h5 {f}/nve-000.h5 --window-fs 9 -o {t}/out", "twice"),
+    "vdos with a Verlet step beyond the frames": (
+        "vdos {f}/nve-000.h5 --window-fs 9 --verlet-timestep-fs 2 -o {t}/out",
+        "cannot exceed the 0.5 fs",
+    ),
+    "derive from nothing": ("derive {t}/none.csv --kind dipole --temperature-K 300 -o {t}/out.h5", "none.csv"),
+    "raman of nothing": ("raman {t}/none", "none"),
+    "plot nothing": ("plot {t}/none -o {t}/out.png", "none"),
+    "groups of nothing": ("groups {t}/none.yaml {f}/nve-000.h5 -o {t}/out.yaml", "none.yaml"),
+    "predict by groups of nothing": (
+        "predict --model {f}/apt_model {f}/nve-000.h5 --groups {t}/none.yaml -o {t}/out",
+        "none.yaml",
+    ),
+    "vdos by groups of nothing": ("vdos {f}/nve-000.h5 --groups {t}/none.yaml -o {t}/out", "none.yaml"),
     "compare nothing": ("compare {t}/none {t}/none", "none"),
     "compare labels of other snapshots": ("compare {f}/A.extxyz {f}/B.extxyz", "no configuration"),
     "compare unlabelled": ("compare {t}/unlabelled.extxyz {f}/A.extxyz", "unlabelled.extxyz"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from aiida import orm
@@ -13,6 +14,7 @@ from mimyria_wf.calculators.data import structure_from_atoms
 from mimyria_wf.calculators.spectra import spectra_flags
 from mimyria_wf.cli import build_parser
 from mimyria_wf.errors import CampaignError
+from mimyria_wf.group_schema import read_group_scheme
 from mimyria_wf.workchains.campaign import CampaignWorkChain
 from mimyria_wf.workchains.protocols import merged, protocols
 
@@ -70,6 +72,24 @@ def test_the_form_of_the_final_spectra_is_not_that_of_the_refinement(water: orm.
     assert build_parser().parse_args(line).geometry == ["-Z(XY)X"]
     plain = CampaignWorkChain.get_builder_from_protocol(water, "fast", SYSTEM)
     assert "final_spectra" not in plain
+
+
+def test_groups_become_a_file(water: orm.StructureData, tmp_path: Path) -> None:
+    spectra = {
+        "groups": {"solute": {"molecule": "H2O"}, "shell": {"within": {"of": "solute", "minimum": 1}}},
+        "relations": ["self", {"neighbours": {"distance": 4.0}, "name": "near"}],
+        "units": "molecules",
+        "groups_every": 2,
+        "rdf": {"cutoff": 6.0},
+    }
+    builder = CampaignWorkChain.get_builder_from_protocol(water, "fast", merged(SYSTEM, {"spectra": spectra}))
+    (tmp_path / "groups.yaml").write_text(builder.groups.get_content("r"))
+    scheme = read_group_scheme(tmp_path / "groups.yaml")
+    assert list(scheme.groups) == ["solute", "shell"]
+    assert [relation.name for relation in scheme.relations] == ["self", "near"]
+    assert (scheme.units, scheme.every, scheme.rdf.cutoff) == ("molecules", 2, 6.0)
+    assert "max_lag_fs" not in builder.prediction.get_dict()  # refinement knows no groups
+    assert builder.final_prediction.get_dict() == {"max_lag_fs": 500.0}
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from ase.build import molecule
 
 from mimyria_wf.cli import main
 from mimyria_wf.labels import read_labels
+from mimyria_wf.spectra_files import read_table
 from mimyria_wf.trajectory import Trajectory, write_trajectory
 
 pytestmark = [pytest.mark.aiida, pytest.mark.slow]
@@ -288,7 +289,23 @@ def finished(home: Home) -> tuple[Home, Path, list[str]]:
         training={"sizes": [2, 3], "test_size": 2, "overrides": TINY_NETWORK},
         convergence={"minimum_iterations": 2, "trajectories": 2},
         reference={"trajectory": 0, "n_frames": 210},
+        spectra={
+            "window_fs": 50,
+            "groups": {
+                "first": {"index": "0-2"},
+                "near": {"within": {"of": "first", "by": {"species": "O"}, "distance": 2.85}},
+            },
+            "relations": ["same molecule"],
+            "units": "molecules",
+            "geometries": ["X(ZZ)Y", "-Z(XY)Z"],
+            "statistics": "harmonic",
+            "laser_nm": 532,
+            "verlet_correction": True,
+            "measured": "measured.csv",
+        },
     )
+    rows = "".join(f"{nu},{np.exp(-(((nu - 1600) / 50) ** 2)):.6f}\n" for nu in range(1000, 2200, 10))
+    (home.folder / "measured.csv").write_text(f"# units: cm^-1, arbitrary\n{rows}")
     rng = random.Random(2026)
     messages = [interrupt(home, path, "NveCalculation", signal.SIGINT, rng)]
     status = home.json("status", "whole")
@@ -355,7 +372,7 @@ def test_each_step_ran_with_its_own_code(finished: tuple[Home, Path, list[str]])
         )
     }
     own = {f"{step}Calculation" for step in ("Nvt", "Nve", "Training", "Prediction", "Spectra", "Comparison")}
-    shared = {f"{step}Calculation" for step in ("Selection", "TbliteFieldSet", "Reference")}
+    shared = {f"{step}Calculation" for step in ("Selection", "Groups", "TbliteFieldSet", "Reference")}
     assert codes == {**dict.fromkeys(own, "own"), **dict.fromkeys(shared, "mimyria-wf")}
 
 
@@ -364,10 +381,10 @@ def test_process_tree_and_outputs(finished: tuple[Home, Path, list[str]]) -> Non
     (campaign,) = home.campaigns("whole")
     links = home.rows(f"select label, type from db_dblink where input_id = {campaign['pk']}")
     called = {label for label, kind in links if kind in ("call_work", "call_calc")}
-    wanted = {"sampling", "selection", "refinement", "prediction", "spectra", "comparison", "reference_00"}
+    wanted = {"sampling", "selection", "groups", "refinement", "prediction", "spectra", "comparison", "reference_00"}
     assert wanted <= called
     returned = {label for label, kind in links if kind == "return"}
-    wanted = {"manifest", "summary", "spectra", "comparison", "decision", "models__apt", "models__pgt"}
+    wanted = {"manifest", "groups", "summary", "spectra", "comparison", "decision", "models__apt", "models__pgt"}
     wanted |= {"iterations__iteration_00", "iterations__iteration_01", "labels__labels_00", "labels__test"}
     assert wanted <= returned
     unfinished = [one for one in home.processes() if one.get("process_state") not in ("finished", "killed", "excepted")]
@@ -396,6 +413,29 @@ def test_status_report_and_export(finished: tuple[Home, Path, list[str]]) -> Non
     code, _, err = home.call("export", status["pk"], "-o", home.folder / "whole.aiida")
     assert code == 1
     assert "is there already" in err
+
+
+def test_parts_and_forms_of_the_spectra(finished: tuple[Home, Path, list[str]]) -> None:
+    """Groups, relations, geometries, forms and a measured spectrum, from the campaign file to the report."""
+    home, _, _ = finished
+    report = home.folder / "report"
+    names = {str(path.relative_to(report)) for path in report.rglob("*") if path.is_file()}
+    assert {"groups.yaml", "spectra.nc", "cca_ir.csv", "raman_geometries_harmonic_532nm.csv", "ir.pdf"} <= names
+    assert any(name.startswith("jcamp/") and name.endswith(".jdx") for name in names)
+    assert {f"explicit_against_predicted/{side}/cca_ir.csv" for side in ("explicit", "predicted")} <= names
+    summary = json.loads((report / "summary.json").read_text())
+    gates = {gate["name"]: gate for gate in summary["spectra"]["gates"]}
+    assert gates["cca additivity"]["passed"]
+    assert gates["cca additivity"]["value"] < 1e-10
+    assert summary["spectra"]["settings"]["verlet_timestep"] == 0.5
+    names = list(read_table(report / "cca_ir.csv"))
+    assert "first; same molecule" in names
+    assert any(name.endswith("other") for name in names)
+    # explicit labels know no relations: the parts of the prediction are summed over them
+    scores = summary["explicit_against_predicted"]["cca"]
+    assert {"first", "first x near"} <= set(scores["ir"]["parts"])
+    assert not any("molecule" in name for name in scores["ir"]["parts"])
+    assert 0 <= scores["raman_lineshapes"]["agreement"] <= 1
 
 
 def test_finished_campaign_is_not_run_again(finished: tuple[Home, Path, list[str]]) -> None:

@@ -58,6 +58,7 @@ class CampaignWorkChain(WindowedWorkChain):
         spec.input("convergence", valid_type=orm.Dict, required=False, help="r2, spectral_distance, trajectories, ...")
         spec.input("selection", valid_type=orm.Dict, required=False, help="n_training, n_test, seed, exclude, ...")
         spec.input("prediction", valid_type=orm.Dict, help="Flags of the final prediction.")
+        spec.input("final_prediction", valid_type=orm.Dict, required=False, help="More flags, of that one only.")
         spec.input("spectra", valid_type=orm.Dict, help="Flags of `mimyria-wf spectra`.")
         spec.input("final_spectra", valid_type=orm.Dict, required=False, help="More flags, of the final spectra only.")
         spec.input("groups", valid_type=orm.SinglefileData, required=False, help="Groups and relations, YAML.")
@@ -259,12 +260,15 @@ class CampaignWorkChain(WindowedWorkChain):
 
     def run_prediction(self) -> ToContext:
         """Predict along all trajectories."""
+        settings = self.inputs.prediction
+        if "final_prediction" in self.inputs:
+            settings = orm.Dict({**settings.get_dict(), **self.inputs.final_prediction.get_dict()})
         inputs = {
             "code": self.code_for("prediction"),
             "models": self.ctx.models,
             "trajectories": self.ctx.trajectories,
             "manifest": self.ctx.manifest,
-            "settings": self.inputs.prediction,
+            "settings": settings,
             "max_concurrent": self.inputs.max_concurrent,
             "options": orm.Dict(self._options("prediction")),
         }

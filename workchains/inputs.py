@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from aiida import orm
+from ruamel.yaml import YAML
 
 from mimyria_wf.calculators.cp2k import template_level_of_theory
 from mimyria_wf.calculators.data import structure_from_atoms
@@ -34,6 +36,7 @@ def campaign_inputs(campaign: Campaign, codes: Mapping[str, orm.AbstractCode]) -
         inputs["models"] = {t: orm.SinglefileData(campaign.path(f), filename="model.pt") for t, f in files.items() if f}
     volume = campaign.system.volume_A3
     charge = campaign.system.charge
+    scheme = campaign.spectra.group_scheme
     inputs["prediction"] = orm.Dict(
         _present(
             stride=campaign.prediction.stride,
@@ -60,6 +63,12 @@ def campaign_inputs(campaign: Campaign, codes: Mapping[str, orm.AbstractCode]) -
     final["statistics"] = None if spectra.statistics == "classical" else spectra.statistics
     if present := _present(**final):
         inputs["final_spectra"] = orm.Dict(present)
+    if scheme is not None:
+        text = io.StringIO()
+        YAML().dump(scheme.to_dict(), text)
+        inputs["groups"] = orm.SinglefileData(io.BytesIO(text.getvalue().encode()), filename="groups.yaml")
+        if scheme.relations:
+            inputs["final_prediction"] = orm.Dict({"max_lag_fs": spectra.max_lag_fs or spectra.window_fs})
     if spectra.measured is not None:
         inputs["measured"] = orm.SinglefileData(campaign.path(spectra.measured))
     own_codes: tuple[Step, ...] = ("prediction", "spectra")
