@@ -1,7 +1,8 @@
 """Alpha-quartz at 300 K, published MD with a dielectric tensor and Born charges every 10 fs.
 
 The dielectric series gives the authors' Raman spectrum in their own convention, and ours by Eq. 11 of Egger, Grumet and
-Bucko (2025); Born charges times velocities give the infrared spectrum. Figures and findings are in docs/theory.md.
+Bucko (2025); Born charges times velocities give the infrared spectrum. Figures and findings are in
+docs/benchmarks-and-validation.md.
 """
 
 from pathlib import Path
