@@ -158,7 +158,14 @@ def _write_averages(
         title = f"Raman, {plots.KIND_NAMES[kind]}, {form.label}"
         values = spectra[kind][0]
         files += write_jdx(
-            out, f"{stem}_{kind}", nu, values, title=title, kind=form.label, unit=form.unit, comment=caption
+            out,
+            f"{stem}_{kind}",
+            nu,
+            values,
+            title=title,
+            kind=form.label,
+            unit=form.unit,
+            comment=f"{caption} {warning}",
         )
     if draws:
         curves = {kind: Curve(nu, *spectra[kind], plots.KIND_NAMES[kind]) for kind in ("vv", "vh", "iso")}
@@ -190,7 +197,9 @@ def _write_geometries(
     for geometry in geometries:
         name, values = f"raman{suffix}_{geometry.file_name}", spectra[geometry.name][0]
         title = f"Raman, {geometry.name}, {form.label}"
-        files += write_jdx(out, name, nu, values, title=title, kind=form.label, unit=form.unit, comment=caption)
+        files += write_jdx(
+            out, name, nu, values, title=title, kind=form.label, unit=form.unit, comment=f"{caption} {warning}"
+        )
     if draws:
         curves = [Curve(nu, *spectra[geometry.name], geometry.name) for geometry in geometries]
         text = f"Scattering geometries in the frame of the simulation. Raman: {form.label}. {caption}"

@@ -130,7 +130,7 @@ def _write_ir(out: Path, ir: IrSpectrum, caption: str, warning: str, draws: bool
     tensor = dict(zip(PAIR_NAMES, ir.tensor)) | {f"{p}_error": e for p, e in zip(PAIR_NAMES, ir.tensor_error)}
     files.append(write_table(out / "ir_tensor.csv", {"wavenumber": nu, **tensor}))
     files += write_jdx(
-        out, "ir", nu, ir.n_alpha, title="IR, n(w) alpha(w)", kind=IR_KIND, unit=IR_UNIT, comment=caption
+        out, "ir", nu, ir.n_alpha, title="IR, n(w) alpha(w)", kind=IR_KIND, unit=IR_UNIT, comment=f"{caption} {warning}"
     )
     if draws:
         text = f"IR: {IR_KIND}. {caption}"
@@ -157,7 +157,14 @@ def _write_raman(out: Path, raman: RamanSpectrum, caption: str, warning: str, dr
         title = f"Raman, {plots.KIND_NAMES[kind]}"
         values = getattr(raman, kind)
         files += write_jdx(
-            out, f"raman_{kind}", nu, values, title=title, kind=RAMAN_KIND, unit=RAMAN_UNIT, comment=caption
+            out,
+            f"raman_{kind}",
+            nu,
+            values,
+            title=title,
+            kind=RAMAN_KIND,
+            unit=RAMAN_UNIT,
+            comment=f"{caption} {warning}",
         )
     if draws:
         curves = {

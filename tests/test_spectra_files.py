@@ -13,6 +13,7 @@ from ase.data import atomic_masses
 from mimyria_wf.correlation import group_correlations
 from mimyria_wf.derivatives import PAIRS, RelatedSums, derivative_series, read_derivatives, write_derivatives
 from mimyria_wf.errors import SpectrumError, TrajectoryError
+from mimyria_wf.exchange import read_jcamp
 from mimyria_wf.intensity import RamanForm
 from mimyria_wf.spectra_files import compare_spectra, read_series, read_table, spectra_files
 from mimyria_wf.spectra_output import warning_of
@@ -276,6 +277,7 @@ def test_a_failed_gate_stands_on_the_figures(tmp_path):
     summary = spectra_files(paths, tmp_path / "out", settings=QUICK)
     assert not summary["passed"]
     assert "ir f-sum, equipartition" in warning_of(summary)
+    assert "Failed: ir f-sum" in read_jcamp(tmp_path / "out" / "jcamp" / "ir.jdx").labels["comments"].replace("\n", " ")
     figure = (tmp_path / "out" / "ir.png").read_bytes()
     for path in paths:
         write_derivatives(path, replace(read_derivatives(path), apt_square=None))
