@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,16 @@ from ase import Atoms
 from ase.build import molecule
 from scipy.interpolate import CubicSpline
 
+from mimyria_wf.cca import additivity, cca_spectra
 from mimyria_wf.derivatives import contract, read_derivatives
-from mimyria_wf.errors import ModelError, TrajectoryError
+from mimyria_wf.errors import GroupError, ModelError, TrajectoryError
 from mimyria_wf.frames import Trajectory
 from mimyria_wf.labels import read_labels
 from mimyria_wf.network import ResponseNetwork, build_network, save_model
 from mimyria_wf.prediction import predict_derivatives, predict_files, predict_tensors
 from mimyria_wf.presets import NetworkSettings
 from mimyria_wf.response import project_apt, project_pgt
+from mimyria_wf.spectrum import SpectrumSettings, ir_spectrum, raman_spectrum
 from mimyria_wf.trajectory import open_trajectory, write_trajectory
 
 SETTINGS = NetworkSettings(multiplicities=(4, 3, 2), n_layers=1, n_radial=6, radial_hidden=(8,), cutoff=3.0)
@@ -189,3 +192,85 @@ def test_refusals(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no trajectories"):
         predict_files([tmp_path / "apt.pt"], [], out)
     assert not out.exists()
+
+
+GROUPS = """
+units: molecules
+groups:
+  tagged: {molecule_of: {index: 0}}
+  near: {within: {of: {all: [tagged, {species: O}]}, by: {species: O}, distance: 2.85}}
+relations: [self, {neighbours: 2.0}]
+"""
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_groups_and_relations_of_a_file(models: dict[str, ResponseNetwork], tmp_path: Path, stride: int) -> None:
+    """The second molecule swings in and out of the shell of the first; chunks and spline leave the groups alone."""
+    for target, network in models.items():
+        save_model(network, tmp_path / f"{target}.pt")
+    run = trajectory(150)
+    write_trajectory(tmp_path / "run.h5", run)
+    (tmp_path / "groups.yaml").write_text(GROUPS)
+    paths = [tmp_path / f"{target}.pt" for target in models]
+    common = {"batch_size": 4, "volume": 60.0, "stride": stride}
+    found = predict_files(
+        paths, [tmp_path / "run.h5"], tmp_path / "out.h5", groups=tmp_path / "groups.yaml", max_lag=10.0, **common
+    )
+    predict_files(paths, [tmp_path / "run.h5"], tmp_path / "all.h5", **common)
+    series, plain = read_derivatives(tmp_path / "out.h5"), read_derivatives(tmp_path / "all.h5")
+    assert series.group_names == ("tagged", "near", "rest")
+    assert series.occupancies is not None
+    assert series.occupancies[0] == 3
+    assert 0 < series.occupancies[1] < 3
+    assert found["files"][0]["occupancies"]["near"] == pytest.approx(series.occupancies[1])
+    assert any("first frame" in note for note in found["notes"])
+    np.testing.assert_allclose(series.total_dipole_derivative, plain.total_dipole_derivative, atol=1e-12)
+    distance = np.linalg.norm(run.positions[:, 3] - run.positions[:, 0], axis=1)
+    assert series.dipole_derivative is not None
+    np.testing.assert_array_equal(series.dipole_derivative[:, 1].any(axis=1), distance <= 2.85)
+    assert series.related is not None
+    assert series.related.max_lag == 20
+    settings = SpectrumSettings(window_length=10.0, n_bootstrap=2)
+    cca = cca_spectra([series], settings)
+    assert cca is not None
+    found_sums = additivity(cca, ir_spectrum([plain], settings), raman_spectrum([plain], settings))
+    assert max(found_sums.values()) < 1e-10
+    assert series.metadata["groups"]["groups"]["near"]["within"]["distance"] == 2.85
+
+
+def test_mistakes_in_groups_show_before_the_work(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
+    save_model(models["apt"], tmp_path / "apt.pt")
+    write_trajectory(tmp_path / "run.h5", trajectory(12))
+    arguments = ([tmp_path / "apt.pt"], [tmp_path / "run.h5"], tmp_path / "out")
+    (tmp_path / "g.yaml").write_text("groups: {a: {molecule: H3O}}")
+    with pytest.raises(GroupError, match="no molecule H3O"):
+        predict_files(*arguments, groups=tmp_path / "g.yaml")
+    with pytest.raises(GroupError, match="'all', 'species' or a YAML file"):
+        predict_files(*arguments, groups="molecules")
+    (tmp_path / "g.yaml").write_text("groups: {a: {molecule: H2O}}\nrelations: [self]")
+    with pytest.raises(GroupError, match="max_lag must be positive"):
+        predict_files(*arguments, groups=tmp_path / "g.yaml", max_lag=-1.0)
+    assert not list(tmp_path.glob("out/*.h5"))
+
+
+@pytest.mark.parametrize(("n_frames", "stride"), [(12, 5), (11, 5), (9, 1)])
+def test_tensors_that_are_written_are_equally_spaced(
+    models: dict[str, ResponseNetwork], tmp_path: Path, n_frames: int, stride: int
+) -> None:
+    """The last frame is a knot of the spline, but written only where it is one of the regular frames."""
+    write_trajectory(tmp_path / "run.h5", trajectory(n_frames))
+    reader = open_trajectory(tmp_path / "run.h5")
+    tensors = tmp_path / "tensors.extxyz"
+    predict_derivatives({"apt": models["apt"]}, reader, tmp_path / "out.h5", stride=stride, tensors=tensors)
+    written = open_trajectory(tensors)
+    assert written.n_frames == len(range(0, n_frames, stride))
+    assert written.timestep == pytest.approx(0.5 * stride)
+
+
+def test_velocities_are_checked_before_the_work(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
+    save_model(models["apt"], tmp_path / "apt.pt")
+    run = trajectory(12)
+    assert run.velocities is not None
+    write_trajectory(tmp_path / "run.h5", replace(run, velocities=run.velocities * 10.18))
+    with pytest.raises(TrajectoryError, match="velocities do not fit the positions"):
+        predict_files([tmp_path / "apt.pt"], [tmp_path / "run.h5"], tmp_path / "out")
