@@ -182,20 +182,20 @@ def progress_for(chosen: argparse.Namespace) -> Progress | None:
 
 
 def _configure_md(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ensemble", choices=("nvt", "nve"))
+    parser.add_argument("ensemble", choices=("nvt", "nve"), help="with a thermostat, or free")
     parser.add_argument("structure", type=Path, help="nvt: a structure; nve: starts (extxyz with velocities)")
     parser.add_argument("--calculator", required=True, help="import path of an ASE calculator, e.g. tblite.ase.TBLite")
     parser.add_argument("--arguments", type=_json_object, default={}, help="its arguments as JSON")
-    parser.add_argument("--timestep-fs", type=float, required=True)
-    parser.add_argument("--length-ps", type=float, required=True)
+    parser.add_argument("--timestep-fs", type=float, required=True, help="MD step")
+    parser.add_argument("--length-ps", type=float, required=True, help="of each run, equilibration included")
     parser.add_argument("--stride", type=int, default=1, help="steps between stored frames")
     parser.add_argument("--temperature-K", type=float, help="nvt")
     parser.add_argument("--equilibration-ps", type=float, default=0.0, help="nvt: first part, no starts from it")
     parser.add_argument("--friction-per-ps", type=float, default=10.0, help="nvt: of the Langevin thermostat")
     parser.add_argument("--n-starts", type=int, default=1, help="nvt: decorrelated starts to pick")
     parser.add_argument("--seed", type=int, default=0, help="nvt")
-    parser.add_argument("--charge", type=int)
-    parser.add_argument("--multiplicity", type=int)
+    parser.add_argument("--charge", type=int, help="total charge, if the file does not say it")
+    parser.add_argument("--multiplicity", type=int, help="2S + 1, if the file does not say it")
     parser.add_argument("--indices", type=int, nargs="+", help="nve: which of the starts")
     parser.add_argument("--remove-rotation", action="store_true", help="nve: clusters")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder")
@@ -252,11 +252,11 @@ def _configure_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--velocities", type=Path, nargs="+", help="CP2K: velocity files, if not beside the positions")
     parser.add_argument("--timestep-fs", type=float, help="between stored frames")
     parser.add_argument("--cell-from", type=Path, help="a structure with the cell and, for other isotopes, the masses")
-    parser.add_argument("--ensemble", choices=("nvt", "nve"))
-    parser.add_argument("--charge", type=int)
+    parser.add_argument("--ensemble", choices=("nvt", "nve"), help="noted in the file")
+    parser.add_argument("--charge", type=int, help="total charge, noted in the file")
     parser.add_argument("--n-starts", type=int, help="also pick decorrelated starts for NVE runs")
     parser.add_argument("--skip-frames", type=int, default=0, help="first frames that no start is picked from")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the starts")
 
 
 def _convert(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -304,12 +304,12 @@ def _convert(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _configure_select(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", help="trajectories")
-    parser.add_argument("--n-training", type=int, required=True)
-    parser.add_argument("--n-test", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--n-training", type=int, required=True, help="size of the nested pool")
+    parser.add_argument("--n-test", type=int, required=True, help="from other trajectories")
+    parser.add_argument("--seed", type=int, required=True, help="of the choice")
     parser.add_argument("--exclude", nargs="+", default=[], help="names of trajectories that are not touched")
-    parser.add_argument("--charge", type=int)
-    parser.add_argument("--multiplicity", type=int)
+    parser.add_argument("--charge", type=int, help="total charge, if the file does not say it")
+    parser.add_argument("--multiplicity", type=int, help="2S + 1, if the file does not say it")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for training.extxyz, test.extxyz")
 
 
@@ -330,10 +330,10 @@ def _select(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _configure_label(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="snapshots (extxyz), or with --derivatives a trajectory")
-    parser.add_argument("--engine", choices=("tblite",), default="tblite")
+    parser.add_argument("--engine", choices=("tblite",), default="tblite", help="gives the forces")
     parser.add_argument("--method", default="GFN2-xTB", help="tblite: GFN1-xTB, GFN2-xTB or IPEA1-xTB")
     parser.add_argument("--accuracy", type=float, default=0.001, help="tblite: smaller is tighter")
-    parser.add_argument("--targets", nargs="+", choices=("apt", "pgt"), default=["apt", "pgt"])
+    parser.add_argument("--targets", nargs="+", choices=("apt", "pgt"), default=["apt", "pgt"], help="tensors")
     parser.add_argument("--step", type=float, default=1e-3, help="field step [E_h/(e a0)]")
     parser.add_argument("-o", "--output", type=Path, help="labelled extxyz")
     parser.add_argument("--vectors", type=_json_list, help="field vectors as JSON instead of --targets and --step")
@@ -383,15 +383,15 @@ def _label(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _configure_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", choices=("apt", "pgt"), required=True)
+    parser.add_argument("--target", choices=("apt", "pgt"), required=True, help="apt: IR, pgt: Raman")
     parser.add_argument("--train", type=Path, nargs="+", required=True, help="labelled extxyz")
     parser.add_argument("--test", type=Path, required=True, help="labelled extxyz, other trajectories")
-    parser.add_argument("--preset", default="default")
+    parser.add_argument("--preset", default="default", help="default (small and fast) or paper")
     parser.add_argument("--set", type=_json_object, default={}, help="settings that differ from the preset, as JSON")
     parser.add_argument("--first", type=int, help="use only the first so many training snapshots")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
     parser.add_argument("--initial-model", type=Path, help="start from this model")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder: model.pt, metrics.json, history.csv")
 
 
@@ -424,7 +424,13 @@ def _by_species(result: dict[str, Any]) -> dict[str, Any]:
 
 def _configure_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", help="trajectories")
-    parser.add_argument("--model", type=Path, action="append", required=True, help="APT and/or PGT model")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        required=True,
+        help="of `train`, an APT or a PGT model; give both by repeating it",
+    )
     parser.add_argument("--stride", type=int, default=1, help="frames between predicted tensors; splined in between")
     parser.add_argument(
         "--groups",
@@ -437,10 +443,10 @@ def _configure_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, help="frames in one evaluation")
     parser.add_argument("--keep-sum-rules", action="store_true", help="do not project onto the acoustic sum rules")
     parser.add_argument("--volume", type=float, help="nominal volume of a cluster [A^3]")
-    parser.add_argument("--charge", type=int)
+    parser.add_argument("--charge", type=int, help="total charge, if the file does not say it")
     parser.add_argument("--timestep-fs", type=float, help="where the file does not say it")
     parser.add_argument("--tensors", type=Path, help="also write every tensor to this extxyz file")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder (one file a trajectory)")
 
 
@@ -744,7 +750,7 @@ def _compare(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _configure_join(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", help="derivative files of consecutive parts of one trajectory")
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="derivatives file")
 
 
 def _join(chosen: argparse.Namespace) -> dict[str, Any]:
