@@ -252,6 +252,8 @@ def _configure_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--velocities", type=Path, nargs="+", help="CP2K: velocity files, if not beside the positions")
     parser.add_argument("--timestep-fs", type=float, help="between stored frames")
     parser.add_argument("--cell-from", type=Path, help="a structure with the cell and, for other isotopes, the masses")
+    parser.add_argument("--units", help="LAMMPS: unit style of the run (real, metal, ...), if the dump does not say it")
+    parser.add_argument("--elements", nargs="+", help="LAMMPS: symbols of types 1, 2, ..., if the dump has none")
     parser.add_argument("--ensemble", choices=("nvt", "nve"), help="noted in the file")
     parser.add_argument("--charge", type=int, help="total charge, noted in the file")
     parser.add_argument("--n-starts", type=int, help="also pick decorrelated starts for NVE runs")
@@ -271,6 +273,8 @@ def _convert(chosen: argparse.Namespace) -> dict[str, Any]:
         "timestep": chosen.timestep_fs,
         "charge": chosen.charge,
         "velocities": chosen.velocities,
+        "units": chosen.units,
+        "elements": chosen.elements,
     }
     if chosen.cell_from is not None:
         like = ase.io.read(chosen.cell_from, index=0)
@@ -783,7 +787,12 @@ def _json_object(text: str) -> dict[str, Any]:
 
 CORE_VERBS = [
     Verb("md", "molecular dynamics with any ASE calculator: NVT, or NVE from starts", _configure_md, _md),
-    Verb("convert", "turn any trajectory (CP2K, extxyz, what ASE reads) into H5MD", _configure_convert, _convert),
+    Verb(
+        "convert",
+        "turn any trajectory (CP2K, LAMMPS, VASP, extxyz, what ASE reads) into H5MD",
+        _configure_convert,
+        _convert,
+    ),
     Verb("select", "draw nested training snapshots and a test set from trajectories", _configure_select, _select),
     Verb("label", "compute APTs and PGTs of snapshots by forces in electric fields", _configure_label, _label),
     Verb("train", "train an APT or PGT network", _configure_train, _train),

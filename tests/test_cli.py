@@ -400,6 +400,17 @@ def test_convert_and_md_agree_on_the_frames(folder: Path, tmp_path: Path, cli: C
     assert open_trajectory(tmp_path / "a.h5").n_frames == 5
 
 
+def test_convert_takes_what_a_lammps_dump_does_not_say(tmp_path: Path, cli: Cli) -> None:
+    frame = "ITEM: TIMESTEP\n{t}\nITEM: NUMBER OF ATOMS\n2\nITEM: BOX BOUNDS pp pp pp\n0 9\n0 9\n0 9\n"
+    frame += "ITEM: ATOMS id type xu yu zu vx vy vz\n1 1 0 0 {z} 0 0 0.001\n2 2 1 0 {z} 0 0 0.001\n"
+    (tmp_path / "run.dump").write_text("".join(frame.format(t=2 * k, z=0.001 * k) for k in range(5)))
+    asked = ["--units", "real", "--elements", "O", "H", "--timestep-fs", 1]
+    cli("convert", tmp_path / "run.dump", *asked, "-o", tmp_path / "run.h5")
+    reader = open_trajectory(tmp_path / "run.h5")
+    assert reader.numbers.tolist() == [8, 1]
+    assert reader.read().velocities[0, 0, 2] == pytest.approx(0.001)  # real: A/fs
+
+
 def test_convert_takes_isotopes_from_the_structure(tmp_path: Path, cli: Cli) -> None:
     """CP2K's files hold no masses: heavy water must stay heavy in its trajectory and in the starts of NVE runs."""
     atoms = molecule("H2O", cell=[9.0, 9.0, 9.0], pbc=True)
