@@ -122,9 +122,10 @@ class ReferenceCalculation(ConsoleCalculation):
         settings = flags(self.inputs.settings.get_dict())
         name = trajectory_names(self.inputs)[0]
         if "groups" in self.inputs:
-            scheme = YAML(typ="safe").load(self.inputs.groups.get_content("r"))
+            yaml = YAML()  # which keeps the order of groups: an atom is in the first that it fits
+            scheme = yaml.load(self.inputs.groups.get_content("r"))
             scheme.pop("relations", None)  # they need the whole run at once, and this may be one part of several
             with folder.open("groups.yaml", "w") as handle:
-                YAML(typ="safe").dump(scheme, handle)
+                yaml.dump(scheme, handle)
             settings += ["--groups", "groups.yaml"]
         return [["label", name, *engine, *settings, "--derivatives", "explicit.h5"]]

@@ -59,6 +59,8 @@ RUNS_ONLY: dict[str, Any] = {"runs_only": True}
 """Marks a field that changes how the campaign runs but not its results; left out of :meth:`Campaign.content_key`."""
 FILE: dict[str, Any] = {"file": True}
 """Marks a field that holds a path (or a list of them), relative to the campaign file."""
+ORDERED: dict[str, Any] = {"ordered": True}
+"""Marks a mapping whose order means something."""
 
 RESOURCES = (
     "num_machines",
@@ -635,6 +637,7 @@ class Spectra(Section):
         description="Parts of a cross-correlation analysis by name, e.g. "
         "`{solute: {molecule: O4S}, shell: {within: {of: solute, minimum: 1}}}`; what is left is `rest`. The content "
         "of a file for `mimyria-wf groups`.",
+        json_schema_extra=ORDERED,
     )
     relations: tuple[Any, ...] = Field(
         (),
@@ -1140,6 +1143,8 @@ class Campaign(Section):
                 if extra.get("file"):
                     entries = (entry,) if isinstance(entry, str) else entry
                     kept[key] = [self._digest(text, (*key_path, key)) for text in entries]
+                elif extra.get("ordered"):
+                    kept[key] = [[name, self._meaning(value, (*key_path, key, name))] for name, value in entry.items()]
                 else:
                     kept[key] = self._meaning(entry, (*key_path, key))
             return kept

@@ -343,10 +343,12 @@ def test_reference(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteDat
     assert (chosen.start, chosen.stop, chosen.targets) == (0, 50, ["apt", "pgt"])
     assert chosen.groups == "all"
     assert links_of(info) == TRAJECTORY_LINKS[:1]
-    text = "groups: {a: {species: [H]}}\nrelations: [{name: same, same_molecule: true}]\n"
+    text = "groups: {z: {species: [O]}, a: {species: [H]}}\nrelations: [same molecule]\n"
     info, files, _ = prepare("mimyria_wf.reference", {**inputs, "groups": single_file(text, "resolved.yaml")})
     (chosen,) = parse_command_lines(info)
-    assert yaml.safe_load(files[chosen.groups]) == {"groups": {"a": {"species": ["H"]}}}
+    kept = yaml.safe_load(files[chosen.groups])
+    assert kept == {"groups": {"z": {"species": ["O"]}, "a": {"species": ["H"]}}}
+    assert list(kept["groups"]) == ["z", "a"]
 
 
 def test_comparison(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteData]) -> None:

@@ -862,6 +862,14 @@ def test_content_key_is_that_of_the_meaning(tmp_path: Path) -> None:
     assert moved.content_key() != key
 
 
+def test_content_key_knows_the_order_of_groups(tmp_path: Path) -> None:
+    """An atom is in the first group that it fits."""
+    text = CLUSTER.replace("  window_fs: 500", "  groups: {a: {species: O}, b: {molecule: H2O}}")
+    swapped = text.replace("{a: {species: O}, b: {molecule: H2O}}", "{b: {molecule: H2O}, a: {species: O}}")
+    assert _written(tmp_path, text).content_key() != _written(tmp_path, swapped).content_key()
+    assert _written(tmp_path, text).content_key() == _written(tmp_path, text).content_key()
+
+
 def test_content_key_names_a_missing_file() -> None:
     with pytest.raises(CampaignError, match=r"system.structure must name a file, water.xyz does not exist"):
         parse_campaign(CLUSTER, directory="/nowhere").content_key()
