@@ -29,6 +29,9 @@ IR_LABEL = r"$n(\omega)\,\alpha(\omega)$ / cm$^{-1}$"
 RAMAN_LABEL = r"$I(\omega)$ / $e^4 a_0^4 E_\mathrm{h}^{-2}$ cm"
 RAMAN_WEIGHTED_LABEL = r"$\tilde\nu^2 I(\omega)$ / $e^4 a_0^4 E_\mathrm{h}^{-2}$ cm$^{-1}$"
 WAVENUMBER_LABEL = r"Wavenumber / cm$^{-1}$"
+VISIBLE_PART = 1e-6
+"""Parts of a spectrum that stay below this fraction of the total's largest value are round-off."""
+PANELS_IN_COLUMN = 10
 KIND_NAMES = {"ir": "IR", "iso": "isotropic", "aniso": "anisotropic", "vv": "VV", "vh": "VH"}
 
 _LONG_LABEL = 40
@@ -258,7 +261,9 @@ def plot_parts(
     """Draw the parts of a cross-correlation analysis below their total, a panel each; returns the names of the files.
 
     Every panel has its own scale, or small parts would not be seen; the name of a part is followed by its share in the
-    integral of the total over the axis. What is negative is shaded.
+    integral of the total over the axis. What is negative is shaded. Parts that are nothing but round-off, such as pairs
+    of two groups within one molecule, are counted in the caption instead. Many parts share several columns, with the
+    total on top of each.
 
     Args:
         path: of the picture.
@@ -272,27 +277,45 @@ def plot_parts(
     _require([total])
     is_kept = (total.wavenumber <= upper) & np.isfinite(total.values)
     whole = float(np.trapezoid(total.values[is_kept], total.wavenumber[is_kept]))
-    rows = len(parts) + 1
-    heights = [1.7] + [1.0] * len(parts)
+    smallest = VISIBLE_PART * np.abs(total.values[is_kept]).max()
+    drawn = [part for part in parts if np.abs(part.values[is_kept]).max() > smallest]
+    if len(drawn) < len(parts):
+        caption += f" {len(parts) - len(drawn)} parts below {VISIBLE_PART:g} of the total are not drawn."
+    columns = -(-len(drawn) // PANELS_IN_COLUMN) or 1
+    length = -(-len(drawn) // columns)
+    heights = [1.7] + [1.0] * length
     with _figure(
-        path, rows, 1, 6.0, 1.0 + 0.8 * sum(heights), is_for_print=True, sharex=True, height_ratios=heights
+        path,
+        length + 1,
+        columns,
+        6.0 if columns == 1 else 4.0 * columns,
+        1.0 + 0.8 * sum(heights),
+        is_for_print=True,
+        sharex=True,
+        height_ratios=heights,
     ) as (figure, axes):
-        for row, curve in enumerate([total, *parts]):
-            panel = axes[row, 0]
-            _draw(panel, curve, COLOURS[0] if row == 0 else COLOURS[1])
-            panel.set_xlim(0, upper)
-            panel.axhline(0, color="#bbbbbb", lw=0.6, zorder=0)
-            _fit(panel, [curve], 0.0, upper)
-            text = curve.label
-            if row:
-                negative = np.where(curve.values < 0, curve.values, 0.0)
-                panel.fill_between(curve.wavenumber, negative, 0, color=COLOURS[2], alpha=0.5, lw=0)
-                part = float(np.trapezoid(curve.values[is_kept], curve.wavenumber[is_kept]))
-                text += f"   {100 * part / whole:+.1f} %".replace("-", "\N{MINUS SIGN}") if whole else ""
-                panel.locator_params(axis="y", nbins=3)
-            panel.set_title(text, fontsize=8, loc="left", pad=2.5)
+        for column in range(columns):
+            some = [drawn[i] for i in np.array_split(np.arange(len(drawn)), columns)[column]]
+            for row, curve in enumerate([total, *some]):
+                panel = axes[row, column]
+                _draw(panel, curve, COLOURS[0] if row == 0 else COLOURS[1])
+                panel.set_xlim(0, upper)
+                panel.axhline(0, color="#bbbbbb", lw=0.6, zorder=0)
+                _fit(panel, [curve], 0.0, upper)
+                text = curve.label
+                if row:
+                    negative = np.where(curve.values < 0, curve.values, 0.0)
+                    panel.fill_between(curve.wavenumber, negative, 0, color=COLOURS[2], alpha=0.5, lw=0)
+                    part = float(np.trapezoid(curve.values[is_kept], curve.wavenumber[is_kept]))
+                    text += f"   {100 * part / whole:+.1f} %".replace("-", "\N{MINUS SIGN}") if whole else ""
+                    panel.locator_params(axis="y", nbins=3)
+                panel.set_title(text, fontsize=8, loc="left", pad=2.5)
+            for row in range(len(some) + 1, length + 1):
+                axes[row, column].set_visible(False)
+            axes[len(some), column].tick_params(labelbottom=True)
+            axes[len(some), column].set_xlabel(WAVENUMBER_LABEL)
+            axes[len(some), column].xaxis.set_in_layout(len(some) == length)  # no gap in the other columns
         figure.supylabel(label, fontsize=9)
-        axes[-1, 0].set_xlabel(WAVENUMBER_LABEL)
         _caption(figure, caption, warning)
     return figure_names(path)
 

@@ -8,6 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from mimyria_wf import plots
 from mimyria_wf.errors import SpectrumError
 from mimyria_wf.plots import (
     Curve,
@@ -76,6 +77,32 @@ def test_tensor_and_parts(tmp_path, caplog):
         assert is_picture(tmp_path / f"{name}.png")
         assert is_for_print(tmp_path / f"{name}.pdf")
     assert not caplog.records  # nothing about fonts
+
+
+def panels(monkeypatch, path, parts):
+    """Titles of the panels that a figure of parts shows, and its caption."""
+    seen, captions = [], []
+    monkeypatch.setattr(plots, "_caption", lambda figure, caption, warning="": captions.append((figure, caption)))
+    plot_parts(path, Curve(NU, VALUES, None, "total"), parts, "n alpha", "Caption.")
+    figure, caption = captions[0]
+    seen = [axes.get_title(loc="left").split("   ")[0] for axes in figure.axes if axes.get_visible()]
+    return seen, caption
+
+
+def test_round_off_is_no_part(tmp_path, monkeypatch):
+    parts = [Curve(NU, VALUES, None, "large"), Curve(NU, 1e-13 * VALUES, None, "nothing")]
+    parts.append(Curve(NU, -1e-4 * VALUES, None, "rare"))
+    assert panels(monkeypatch, tmp_path / "a.png", parts) == (
+        ["total", "large", "rare"],
+        "Caption. 1 parts below 1e-06 of the total are not drawn.",
+    )
+
+
+def test_many_parts_in_columns(tmp_path, monkeypatch):
+    names = [f"part {i}" for i in range(21)]
+    seen, _ = panels(monkeypatch, tmp_path / "a.png", [Curve(NU, VALUES, None, name) for name in names])
+    assert seen.count("total") == 3
+    assert sorted(seen) == sorted([*names, *["total"] * 3])
 
 
 def test_figures_say_what_is_wrong_and_are_reproducible(tmp_path):
