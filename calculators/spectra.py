@@ -115,7 +115,7 @@ class ComparisonCalculation(ConsoleCalculation):
 
     def command_lines(self, folder: Folder) -> list[list[str]]:
         """Return the calls."""
-        settings = spectra_flags(self.inputs.settings)
+        settings = [*spectra_flags(self.inputs.settings), "--no-figures"]  # the comparison has one of both
         parts = [f"{key}.h5" for key in sorted(self.inputs.explicit)]
         return [
             ["join", *parts, "-o", "explicit.h5"],

@@ -613,6 +613,7 @@ def _configure_spectra(parser: argparse.ArgumentParser) -> None:
     _geometry_argument(parser)
     _form_arguments(parser)
     _measured_argument(parser)
+    parser.add_argument("--no-figures", action="store_true", help="tables only")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder")
 
 
@@ -677,6 +678,7 @@ def _spectra(chosen: argparse.Namespace) -> dict[str, Any]:
         form=_raman_form(chosen) if _has_form(chosen) else None,
         measured=chosen.measured,
         measured_units=chosen.measured_units,
+        draws=not chosen.no_figures,
         progress=progress_for(chosen),
     )
 

@@ -361,7 +361,9 @@ def test_comparison(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteDa
         "settings": orm.Dict({"window_fs": 500}),
     }
     info, _, _ = prepare("mimyria_wf.comparison", {key: inputs[key] for key in inputs if key in spec.inputs})
-    join, *_, compare = parse_command_lines(info)
+    join, explicit, predicted, compare = parse_command_lines(info)
+    assert explicit.no_figures
+    assert predicted.no_figures
     assert [str(path) for path in join.files] == ["part_00.h5", "part_01.h5"]  # in time, whatever the order of inputs
     assert (str(compare.a), str(compare.b)) == ("explicit", "predicted")
     assert links_of(info)[:2] == [("/e/0/explicit.h5", "part_00.h5"), ("/e/1/explicit.h5", "part_01.h5")]

@@ -205,7 +205,7 @@ class RefinementWorkChain(WindowedWorkChain):
             "code": self.code_for("spectra"),
             "derivatives": dict(predicted.derivatives),
             "series": predicted.series,
-            "settings": self.inputs.spectra,
+            "settings": orm.Dict({**self.inputs.spectra.get_dict(), "no_figures": True}),
             "metadata": job_metadata(self._options("spectra")),
         }
         if k:
