@@ -167,16 +167,33 @@ class Frames:
             atoms = np.flatnonzero(mask[frame if len(mask) > 1 else 0])
         near = np.zeros((n_units, n_units), dtype=bool)
         if len(atoms) > 1:
-            edges = neighbour_list(self.positions[frame, atoms], self.cell, self.pbc, neighbours.distance)
-            near[units[atoms[edges.receivers]], units[atoms[edges.senders]]] = True
+            first, second, _ = self._pairs(atoms, frame, neighbours.distance)
+            near[units[first], units[second]] = True
         np.fill_diagonal(near, False)
         return near[units]
+
+    def _species(self, symbols: list[str]) -> Array:
+        key = "species " + " ".join(symbols)
+        if key not in self._relation_masks:
+            self._relation_masks[key] = np.isin(self.topology.numbers, [atomic_numbers[s] for s in symbols])
+        return self._relation_masks[key]
+
+    def _pairs(self, atoms: Array, frame: int, distance: float) -> tuple[Array, Array, Array]:
+        """Return pairs of some atoms closer than a distance, in both orders, and the vectors from first to second."""
+        positions = self.positions[frame, atoms]
+        if len(atoms) ** 2 <= _DENSE and distance <= self.image.exact_radius:  # one image at most is that close
+            vectors = self.image.vectors(positions[None] - positions[:, None], distance)
+            is_near = np.einsum("ijx,ijx->ij", vectors, vectors) < distance**2
+            np.fill_diagonal(is_near, False)
+            first, second = np.nonzero(is_near)
+            return atoms[first], atoms[second], vectors[first, second]
+        edges = neighbour_list(positions, self.cell, self.pbc, distance)
+        return atoms[edges.receivers], atoms[edges.senders], edges.vectors(positions)
 
     def _hydrogen_bonds(self, criterion: HydrogenBonds, frame: int) -> Array:
         """Return which molecules are hydrogen bonded, (n_molecules, n_molecules)."""
         topology, positions = self.topology, self.positions[frame]
-        is_donor = np.isin(topology.numbers, [atomic_numbers[s] for s in criterion.donors])
-        is_acceptor = np.isin(topology.numbers, [atomic_numbers[s] for s in criterion.acceptors])
+        is_donor, is_acceptor = self._species(criterion.donors), self._species(criterion.acceptors)
         bonded = np.zeros((topology.n_molecules, topology.n_molecules), dtype=bool)
         hydrogens = np.flatnonzero(topology.parents >= 0)
         donors = topology.parents[hydrogens]
@@ -184,9 +201,7 @@ class Frames:
         atoms = np.flatnonzero(is_donor | is_acceptor)
         if not len(hydrogens) or len(atoms) < 2:
             return bonded
-        edges = neighbour_list(positions[atoms], self.cell, self.pbc, criterion.distance)
-        vectors = edges.vectors(positions[atoms])
-        donor, acceptor = atoms[edges.receivers], atoms[edges.senders]
+        donor, acceptor, vectors = self._pairs(atoms, frame, criterion.distance)
         is_used = is_acceptor[acceptor] & (topology.molecule[donor] != topology.molecule[acceptor])
         donor, acceptor, vectors = donor[is_used], acceptor[is_used], vectors[is_used]
         # every pair of donor and acceptor with every hydrogen of the donor

@@ -37,9 +37,10 @@ class MinimumImage:
         """Return the shortest images (..., 3) [A]; those longer than radius need not be the shortest."""
         if not self.periodic.any():
             return vectors
-        fractional = vectors @ self.inverse
-        fractional[..., self.periodic] -= np.round(fractional[..., self.periodic])
-        wrapped = np.asarray(fractional @ self.cell)
+        # one product of two matrices, not one for each row of the array
+        fractional = vectors.reshape(-1, 3) @ self.inverse
+        fractional -= np.where(self.periodic, np.rint(fractional), 0.0)
+        wrapped = (fractional @ self.cell).reshape(vectors.shape)
         if radius <= self.exact_radius:
             return wrapped
         square = (wrapped**2).sum(axis=-1)

@@ -287,6 +287,7 @@ def dimer(distance: float = 2.9, tilt: float = 0.0) -> Atoms:
     return donor + acceptor
 
 
+@pytest.mark.parametrize("dense", [0, 6144])
 @pytest.mark.parametrize(
     ("distance", "tilt", "criterion", "is_bonded"),
     [
@@ -300,13 +301,20 @@ def dimer(distance: float = 2.9, tilt: float = 0.0) -> Atoms:
     ],
 )
 def test_hydrogen_bond_of_the_dimer(
-    tmp_path: Path, distance: float, tilt: float, criterion: dict[str, Any] | None, is_bonded: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dense: int,
+    distance: float,
+    tilt: float,
+    criterion: dict[str, Any] | None,
+    is_bonded: bool,
 ) -> None:
     scheme = {
         "groups": {"water": {"molecule": "H2O"}},
         "relations": ["self", "hydrogen bonded" if criterion is None else {"hydrogen bonded": criterion}],
     }
-    for box, shift in ((NO_BOX, 0.0), (BOX, 0.0), (BOX, 1.5)):  # the second time across a boundary
+    monkeypatch.setattr("mimyria_wf.membership._DENSE", dense)
+    for box, shift in ((NO_BOX, 0.0), (BOX, 0.0), (BOX, 1.5)):  # the last time across a boundary
         atoms = dimer(distance, tilt)
         atoms.cell, atoms.pbc = box, box.any()
         atoms.positions += shift
