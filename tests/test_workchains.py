@@ -161,7 +161,7 @@ class Home:
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
-    def call(self, *arguments: object, timeout: float = 400) -> tuple[int, str, str]:
+    def call(self, *arguments: object, timeout: float = 1500) -> tuple[int, str, str]:
         """Run `mimyria-wf` to its end; return status, standard output, standard error."""
         process = self.start(*arguments)
         try:
@@ -206,7 +206,7 @@ class Home:
             one for one in self.jobs(label) if one.get("job_id") and one.get("process_state") in ("waiting", "running")
         ]
 
-    def wait(self, process: subprocess.Popen[str], condition: Callable[[], Any], timeout: float = 240) -> Any:
+    def wait(self, process: subprocess.Popen[str], condition: Callable[[], Any], timeout: float = 600) -> Any:
         """Wait until something is so while a process runs; return it."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
