@@ -293,7 +293,7 @@ def finished(home: Home) -> tuple[Home, Path, list[str]]:
             "window_fs": 50,
             "groups": {
                 "first": {"index": "0-2"},
-                "near": {"within": {"of": "first", "by": {"species": "O"}, "distance": 2.85}},
+                "near": {"within": {"of": {"index": 0}, "by": {"species": "O"}, "distance": 2.9}},
             },
             "relations": ["same molecule"],
             "units": "molecules",
@@ -428,6 +428,10 @@ def test_parts_and_forms_of_the_spectra(finished: tuple[Home, Path, list[str]]) 
     assert gates["cca additivity"]["passed"]
     assert gates["cca additivity"]["value"] < 1e-10
     assert summary["spectra"]["settings"]["verlet_timestep"] == 0.5
+    occupancies = summary["spectra"]["cca"]["occupancies"]
+    assert occupancies["first"] == 3
+    assert 0.1 < occupancies["near"] < 2.9  # the other molecule comes and goes
+    assert occupancies["near"] + occupancies["rest"] == pytest.approx(3)
     names = list(read_table(report / "cca_ir.csv"))
     assert "first; same molecule" in names
     assert any(name.endswith("other") for name in names)
