@@ -227,7 +227,11 @@ def convert(
         progress=progress,
     )
     if reader.has_velocities:
-        check_velocities(reader)
+        try:
+            check_velocities(reader)
+        except TrajectoryError:
+            Path(out).unlink()  # or the next verb would take the refused trajectory
+            raise
     return summarise(reader).to_dict()
 
 

@@ -294,7 +294,8 @@ class Cp2kReader(TrajectoryReader):
         self.path = path
         if cell is None and (pbc is None or pbc.any()):
             raise TrajectoryError(
-                f"{path}: CP2K's xyz files do not hold the cell; give cell= [A], or pbc=False for a cluster"
+                f"{path}: CP2K's xyz files do not hold the cell: make H5MD of them by `mimyria-wf convert --cell-from "
+                "STRUCTURE`, or, in Python, give cell= [A], or pbc=False for a cluster"
             )
         self.cell = as_cell(cell, str(path))
         self.pbc = np.full(3, bool(self.cell.any())) if pbc is None else pbc

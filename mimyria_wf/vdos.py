@@ -42,7 +42,7 @@ from mimyria_wf.frames import Trajectory, TrajectoryReader
 from mimyria_wf.gates import Gate, _equipartition, _numerical, _positivity, all_passed, energy_gate, side_lobes
 from mimyria_wf.md_summary import energy_drift as drift
 from mimyria_wf.spectrum import LIGHT, Runs, SpectrumSettings, bootstrap_error, transform
-from mimyria_wf.trajectory import open_trajectory
+from mimyria_wf.trajectory import check_velocities, open_trajectory
 from mimyria_wf.units import AMU_A2_PER_FS2, BOLTZMANN_EV, WAVENUMBER
 
 Array = NDArray[Any]
@@ -434,6 +434,8 @@ def vdos_files(
     settings = settings or SpectrumSettings()
     readers = [open_trajectory(path, timestep=timestep, cell=cell) for path in paths]
     _require_different_names(readers, paths)
+    for reader in readers:
+        check_velocities(reader)
     found = vdos(readers, settings, groups=_follower_of(groups, readers), progress=progress)
     gates = [*vdos_gates(found), _energy_gate(found, readers)]
     summary = _summary(found, readers, gates, str(groups))
