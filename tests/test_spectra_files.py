@@ -15,10 +15,11 @@ from mimyria_wf.derivatives import PAIRS, RelatedSums, derivative_series, read_d
 from mimyria_wf.errors import SpectrumError, TrajectoryError
 from mimyria_wf.exchange import read_jcamp
 from mimyria_wf.intensity import RamanForm
+from mimyria_wf.spectra_comparison import noise_floor
 from mimyria_wf.spectra_files import compare_spectra, read_series, read_table, spectra_files
 from mimyria_wf.spectra_output import warning_of
 from mimyria_wf.spectra_store import read_store
-from mimyria_wf.spectrum import LINESHAPE_NAMES, LINESHAPES, SpectrumSettings
+from mimyria_wf.spectrum import LINESHAPE_NAMES, LINESHAPES, SpectrumSettings, spectral_distance
 from mimyria_wf.units import AMU_A2_PER_FS2, BOLTZMANN_EV, WAVENUMBER
 
 NUMBERS = np.array([8, 1, 1])
@@ -156,6 +157,83 @@ def test_compare(tmp_path):
     assert result["cca"] is None
     assert result["notes"] == ["raman: 34 undefined points up to 65.2 cm^-1 left out"]
     assert any("interpolated" in note for note in measured["notes"])
+
+
+def test_noise_of_other_runs_is_no_difference():
+    """Sets of one truth stay below the limit, a difference above the noise does not, whatever the number of runs."""
+    rng = np.random.default_rng(0)
+    nu = np.arange(0, 4000, 40.0)
+
+    def truth(shift):
+        return np.exp(-(((nu - 1600) / 85) ** 2)) + 2 * np.exp(-(((nu - 3400 - shift) / 210) ** 2))
+
+    found = {}
+    for n_runs in (2, 4, 8):
+        for shift in (0, 300):
+            n_above, distances, floors = 0, [], []
+            for _ in range(40):
+                a, b = (truth(s) * rng.exponential(size=(n_runs, len(nu))) for s in (0, shift))
+                frames = np.full(n_runs, 1000)
+                floor = noise_floor(nu, a, b, frames, frames, n_bootstrap=100)
+                distances.append(spectral_distance(nu, a.mean(axis=0), b.mean(axis=0)))
+                floors.append(floor.mean)
+                n_above += distances[-1] > floor.limit
+            found[n_runs, shift] = n_above / 40, np.mean(distances), np.mean(floors)
+    # 2 of 40 expected at most for 95 %; one more by chance of the draw
+    assert all(found[n_runs, 0][0] <= 0.075 for n_runs in (2, 4, 8))
+    assert found[8, 300][0] > 0.95
+    _, distance, floor = found[8, 0]
+    assert floor == pytest.approx(distance, rel=0.05)  # seen 0.19 and 0.19; the standard error of both is some 2 %
+    a = np.ones((4, len(nu)))
+    assert noise_floor(nu, a, a, np.ones(4), np.ones(4)).limit == pytest.approx(0, abs=1e-15)  # no noise
+    assert noise_floor(nu, a[:1], a, np.ones(1), np.ones(4)) is None
+
+
+def test_other_runs_have_a_noise_floor_and_no_interval(tmp_path):
+    spectra_files(write_runs(tmp_path / "a", n_runs=4), tmp_path / "one", settings=QUICK, draws=False)
+    paths = []
+    for i in range(4):
+        positions, velocities, tensors = water(20 + i)
+        series = derivative_series(velocities, positions, MASSES, 0.5, **tensors, name=f"other-{i}", volume=180.0)
+        paths.append(tmp_path / f"other-{i}.h5")
+        write_derivatives(paths[-1], series)
+    spectra_files(paths, tmp_path / "two", settings=QUICK, draws=False)
+    result = compare_spectra(tmp_path / "one", tmp_path / "two", plot=tmp_path / "x.png")
+    entry = result["spectra"]["ir"]
+    assert (entry["lower"], entry["upper"]) == (None, None)
+    assert 0 < entry["noise_floor"] < entry["noise_limit"]
+    assert entry["distance"] <= entry["noise_limit"]
+    assert entry["is_distinguishable"] is False
+    assert any("not distinguishable" in note and "ir" in note for note in result["notes"])
+    json.dumps(result, allow_nan=False)
+
+
+def test_runs_of_other_lengths_are_other_runs(tmp_path):
+    for name, lengths in (("one", (2500, 1500)), ("two", (1500, 2500))):
+        paths = []
+        for i, n_frames in enumerate(lengths):
+            positions, velocities, tensors = water(i + 1, n_frames=n_frames)
+            series = derivative_series(velocities, positions, MASSES, 0.5, **tensors, name=f"nve-{i}", volume=180.0)
+            paths.append(tmp_path / f"nve-{i}.h5")
+            write_derivatives(paths[-1], series)
+        spectra_files(paths, tmp_path / name, settings=QUICK, draws=False)
+    result = compare_spectra(tmp_path / "one", tmp_path / "two")
+    assert not result["is_paired"]
+    assert any("same names but other lengths" in warning for warning in result["warnings"])
+
+
+def test_different_forms_are_not_compared(tmp_path):
+    form = RamanForm("harmonic", laser_nm=532)
+    out = tmp_path / "out"
+    spectra_files(write_runs(tmp_path / "a", n_runs=2), out, settings=QUICK, draws=False, form=form)
+    for other in ("raman_harmonic_532nm.csv", "raman_weighted.csv"):
+        with pytest.raises(SpectrumError, match="different forms, classical and"):
+            compare_spectra(out / "raman.csv", out / other)
+        with pytest.raises(SpectrumError, match="different forms"):
+            compare_spectra(out, out / other)
+        assert compare_spectra(out / other, out / other)["largest"] == 0
+    (out / "raman_of_others.csv").write_text((out / "raman.csv").read_text())
+    assert compare_spectra(out / "raman.csv", out / "raman_of_others.csv")["largest"] == 0
 
 
 def groups_of(run, names=("O", "H", "rest")):
