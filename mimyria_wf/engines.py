@@ -47,7 +47,7 @@ from mimyria_wf.labels import (
     total_charge,
     write_labels,
 )
-from mimyria_wf.md_summary import energy_drift
+from mimyria_wf.md_summary import energy_conservation
 from mimyria_wf.response import Array, ResponseTensors, project_apt, project_pgt
 
 __all__ = [
@@ -368,7 +368,7 @@ def label_trajectory(
         "stop": stop,
         "sum_rules_projected": project_sum_rules,
         "charge": charge,
-        "energy_drift": energy_drift(reader),
+        **energy_conservation(reader),
     }
     grouping, names = _grouping(groups, reader, start, stop)
     if isinstance(grouping, Follower):

@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mimyria_wf import units
 from mimyria_wf.frames import TrajectoryReader, kinetic_energies
+
+Array = NDArray[Any]
+
+LARGEST_CORRELATION = -0.9
+"""Of kinetic and potential energy, for a run of an unknown ensemble to count as one that conserves its energy."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class MdSummary:
         sha256: of the file.
         seconds: that the run took; None for a trajectory made elsewhere.
         was_skipped: a finished run with the same settings was found.
+        energy_fluctuation_ratio: energy_std over the standard deviation of the kinetic energy; None as energy_drift,
+            and where nothing says that the run conserves its energy and it does not look so.
     """
 
     name: str
@@ -45,6 +53,7 @@ class MdSummary:
     sha256: str
     seconds: float | None = None
     was_skipped: bool = False
+    energy_fluctuation_ratio: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,6 +76,7 @@ def summarise(reader: TrajectoryReader, was_skipped: bool = False) -> MdSummary:
         sha256=_sha256(reader.path),
         seconds=reader.metadata.get("seconds"),
         was_skipped=was_skipped,
+        energy_fluctuation_ratio=thermodynamics.energy_fluctuation_ratio,
     )
 
 
@@ -79,6 +89,7 @@ class _Thermodynamics:
     degrees_of_freedom: int
     energy_drift: float | None
     energy_std: float | None
+    energy_fluctuation_ratio: float | None
 
 
 def _thermodynamics(reader: TrajectoryReader) -> _Thermodynamics:
@@ -92,7 +103,7 @@ def _thermodynamics(reader: TrajectoryReader) -> _Thermodynamics:
             kinetic.append(kinetic_energies(chunk.velocities, chunk.masses))
         if "potential_energy" in chunk.observables:
             potential.append(chunk.observables["potential_energy"])
-    temperature = temperature_std = drift = std = None
+    temperature = temperature_std = drift = std = ratio = None
     if kinetic:
         first = int(reader.metadata.get("n_equilibration_frames", 0))
         series = np.concatenate(kinetic)
@@ -105,12 +116,36 @@ def _thermodynamics(reader: TrajectoryReader) -> _Thermodynamics:
             line = np.polynomial.Polynomial.fit(times, total, 1)
             drift = float(line.convert().coef[1]) if np.ptp(total) > 0 else 0.0
             std = float((total - line(times)).std())
-    return _Thermodynamics(temperature, temperature_std, degrees_of_freedom, drift, std)
+            ratio = _fluctuation_ratio(
+                series, np.concatenate(potential), std * reader.n_atoms / 1e3, reader.metadata.get("ensemble") == "nve"
+            )
+    return _Thermodynamics(temperature, temperature_std, degrees_of_freedom, drift, std, ratio)
 
 
-def energy_drift(reader: TrajectoryReader) -> float | None:
-    """Return the slope of the total energy [meV/(ps atom)], see :class:`MdSummary`; None where it is unknown."""
-    return _thermodynamics(reader).energy_drift if reader.has_velocities else None
+def _fluctuation_ratio(kinetic: Array, potential: Array, total_std: float, is_nve: bool) -> float | None:
+    """Return the fluctuation of the total energy in those of the kinetic one, (n_frames,) and total_std in eV.
+
+    A run of an unknown ensemble is taken to conserve its energy where the potential energy falls as the kinetic one
+    rises, whatever the unit of either: a thermostat leaves them little to do with each other.
+    """
+    own, other = float(kinetic.std()), float(potential.std())
+    # a few frames, or an atom that flies on its own, tell nothing
+    if len(kinetic) < 10 or own <= 1e-9 * abs(float(kinetic.mean())) or other == 0:
+        return None
+    correlation = float(np.mean((kinetic - kinetic.mean()) * (potential - potential.mean()))) / (own * other)
+    return total_std / own if is_nve or correlation < LARGEST_CORRELATION else None
+
+
+def energy_conservation(reader: TrajectoryReader) -> dict[str, float | None]:
+    """Return what the gates ask of a run's energies, for the metadata of what is made from it; see :class:`MdSummary`.
+
+    Returns:
+        energy_drift [meV/(ps atom)] and energy_fluctuation_ratio; None where they are unknown.
+    """
+    if not reader.has_velocities:
+        return {"energy_drift": None, "energy_fluctuation_ratio": None}
+    found = _thermodynamics(reader)
+    return {"energy_drift": found.energy_drift, "energy_fluctuation_ratio": found.energy_fluctuation_ratio}
 
 
 def _sha256(path: Path) -> str:

@@ -19,7 +19,7 @@ from mimyria_wf.frames import Trajectory, TrajectoryReader
 from mimyria_wf.groups import Follower, ResolvedGroups, groups_of, n_lags
 from mimyria_wf.irreps import from_irreps, tensor_shape
 from mimyria_wf.labels import LabelledSnapshot, total_charge, write_labels
-from mimyria_wf.md_summary import energy_drift
+from mimyria_wf.md_summary import energy_conservation
 from mimyria_wf.network import ResponseNetwork, graph_of, join, load_model, species_index
 from mimyria_wf.presets import TARGETS
 from mimyria_wf.response import project_apt, project_pgt
@@ -264,7 +264,7 @@ def predict_files(
                     batch_size=batch_size,
                     volume=volume,
                     tensors=destination,
-                    metadata={"trajectory": str(reader.path.name), "energy_drift": energy_drift(reader)},
+                    metadata={"trajectory": str(reader.path.name), **energy_conservation(reader)},
                     progress=_shifted(progress, before, total),
                 )
             )

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from mimyria_wf.cca import additivity, cca_spectra
 from mimyria_wf.derivatives import DerivativeSeries, derivative_series, is_derivatives_file, read_derivatives
 from mimyria_wf.errors import SpectrumError
-from mimyria_wf.gates import Gate, additivity_gate, all_passed, energy_gate, ir_gates, raman_gates
+from mimyria_wf.gates import (
+    Gate,
+    additivity_gate,
+    all_passed,
+    energy_fluctuation_gate,
+    energy_gate,
+    ir_gates,
+    raman_gates,
+)
 from mimyria_wf.geometry import ScatteringGeometry
 from mimyria_wf.intensity import RamanForm
 from mimyria_wf.labels import read_labels
@@ -214,7 +222,7 @@ def spectra_files(
     _require_drawable(ir, raman, chosen, form, overlaid)
     if cca is not None:
         gates.append(additivity_gate(additivity(cca, ir, raman)))
-    gates.append(energy_gate(runs))
+    gates += [energy_gate(runs), energy_fluctuation_gate(runs)]
     summary = _summary(runs, ir, raman, gates, settings, notes)
     if cca is not None:
         n_frames = sum(run.n_frames for run in runs)

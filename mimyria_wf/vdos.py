@@ -18,7 +18,7 @@ later time, ``1/2 [G_i(0) + G_i(t)] v_i(0) . v_i(t)``; parts sum to the total ex
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -39,9 +39,20 @@ from mimyria_wf.derivatives import (
 )
 from mimyria_wf.errors import SpectrumError
 from mimyria_wf.frames import Trajectory, TrajectoryReader
-from mimyria_wf.gates import Gate, _equipartition, _numerical, _positivity, all_passed, energy_gate, side_lobes
-from mimyria_wf.md_summary import energy_drift as drift
-from mimyria_wf.spectrum import LIGHT, Runs, SpectrumSettings, bootstrap_error, transform
+from mimyria_wf.gates import (
+    N_STANDARD_ERRORS,
+    NUMERICAL_TOLERANCE,
+    Gate,
+    all_passed,
+    energy_fluctuation_gate,
+    energy_gate,
+    equipartition_gate,
+    numerical_gate,
+    positivity_gate,
+    side_lobes,
+)
+from mimyria_wf.md_summary import energy_conservation
+from mimyria_wf.spectrum import LIGHT, Runs, SpectrumSettings, bootstrap_error, observed_axis, transform
 from mimyria_wf.trajectory import check_velocities, open_trajectory
 from mimyria_wf.units import AMU_A2_PER_FS2, BOLTZMANN_EV, WAVENUMBER
 
@@ -76,6 +87,7 @@ class Vdos:
         occupancies: (n_parts,) mean number of atoms.
         runs: the runs; the spectra are their mean, weighted with their numbers of frames.
         settings: as computed.
+        correlations: (n_trajectories, n_lags) ``sum_i m_i <v_i(0) . v_i(t)> / (k_B T)`` of all atoms.
     """
 
     wavenumber: Array
@@ -90,6 +102,7 @@ class Vdos:
     occupancies: Array
     runs: Runs
     settings: SpectrumSettings
+    correlations: Array
 
     @cached_property
     def parts(self) -> Array:
@@ -195,6 +208,7 @@ def vdos(
         occupancies=runs.weights @ np.array([one.occupancies for one in found]),
         runs=runs,
         settings=settings,
+        correlations=np.array([one.correlation for one in found]),
     )
 
 
@@ -238,6 +252,7 @@ class _RunSpectra:
     temperature: float
     degrees_of_freedom: int
     removed_motion: RemovedMotion
+    correlation: Array
 
 
 @dataclass
@@ -332,6 +347,7 @@ class _RunSums:
             temperature=own,
             degrees_of_freedom=self.degrees_of_freedom,
             removed_motion=self.removed_motion,
+            correlation=correlations[0].sum(axis=0),
         )
 
 
@@ -367,26 +383,63 @@ def vdos_gates(found: Vdos) -> list[Gate]:
     """Hold the integrals against the degrees of freedom, of all atoms to 1e-3, of each part within its noise.
 
     The integral of the total must equal ``sum_i m_i <v_i^2> / (k_B T)``, which at the run's own temperature is the
-    number of degrees of freedom; it holds prefactor, window and transform. That of a part must equal what
-    equipartition gives it within three standard errors over trajectories; a part that is hotter than the rest shows
-    here (a thermostat's flying ice cube, masses of another isotope). The total is positive but for the window's side
-    lobes.
+    number of degrees of freedom; it holds prefactor, window and transform. A given temperature must bring it near that
+    number, too. That of a part must equal what equipartition gives it within its error over trajectories
+    (:func:`mimyria_wf.gates.equipartition_gate`); a part that is hotter than the rest shows here (a thermostat's flying
+    ice cube, masses of another isotope). The total is positive but for the window's side lobes.
     """
     weights = found.runs.weights
     total, squares = found.integrals.sum(axis=1), found.mean_squares.sum(axis=1)
-    gates = [_numerical("vdos integral", total, squares, weights, "degrees of freedom")]
+    gates = [numerical_gate("vdos integral", total, squares, weights, "degrees of freedom"), _count_gate(found)]
     if len(found.names) > 1:
         for part, name in enumerate(found.names):
             values, expected = found.mean_squares[:, part], found.shares[:, part]
-            gates.append(_equipartition(f"vdos {name}, equipartition", values, expected, weights, "degrees of freedom"))
-    allowed = side_lobes(found.wavenumber, found.total, found.runs, found.settings)
-    gates.append(_positivity("vdos positivity", found.total, allowed, float(np.abs(found.total).max()), VDOS_UNIT))
+            gates.append(
+                equipartition_gate(f"vdos {name}, equipartition", values, expected, weights, "degrees of freedom")
+            )
+    allowed = _side_lobes(found)
+    gates.append(positivity_gate("vdos positivity", found.total, allowed, float(np.abs(found.total).max()), VDOS_UNIT))
     return gates
+
+
+def _side_lobes(found: Vdos) -> Array:
+    """Return how far the total may fall below zero, (n,) [cm], run by run and over the whole axis of frequencies.
+
+    What lies beyond the axis that is kept, or in another place for the Verlet correction, has its side lobes as well.
+    """
+    runs, timestep = found.runs, found.runs.timestep
+    whole = replace(found.settings, upper_wavenumber=0.5 * WAVENUMBER / timestep, verlet_timestep=None)
+    observed, factor = observed_axis(found.wavenumber, timestep, found.settings)
+    allowed = np.zeros(len(found.wavenumber))
+    for k, correlation in enumerate(found.correlations):
+        own = Runs(runs.names[k : k + 1], runs.n_frames[k : k + 1], timestep, runs.temperatures[k : k + 1])
+        wavenumber, spectrum, _ = transform(correlation[:, None], timestep, whole)
+        bound = side_lobes(wavenumber, 2 * LIGHT * spectrum[0], own, whole)
+        allowed += runs.weights[k] * np.interp(observed, wavenumber, bound)
+    return allowed * factor
+
+
+def _count_gate(found: Vdos) -> Gate:
+    """Hold the integral of the total against the number of degrees of freedom n itself.
+
+    At the runs' own temperatures it is that number. At a given one it fluctuates with their kinetic energies, by no
+    more than canonical momenta do: each run by sqrt(2 n), which is known without any statistics, and the mean over runs
+    by ``sqrt(2 n sum_i w_i^2)``. Three times that are allowed, a single run included.
+    """
+    weights = found.runs.weights
+    value = float(weights @ found.integrals.sum(axis=1))
+    target = float(weights @ found.degrees_of_freedom)
+    tolerance = NUMERICAL_TOLERANCE * target
+    if found.settings.temperature is not None:
+        tolerance += N_STANDARD_ERRORS * float(np.sqrt(2 * target * np.sum(weights**2)))
+    text = f"{value:.6g} against {target:.6g} degrees of freedom, must agree to {tolerance:.3g}"
+    passed = bool(abs(value - target) <= tolerance)
+    return Gate("vdos degrees of freedom", value, target, tolerance, passed, "degrees of freedom", text)
 
 
 @dataclass(frozen=True)
 class _RunEnergy:
-    """What :func:`mimyria_wf.gates.energy_gate` asks of a run."""
+    """What :func:`mimyria_wf.gates.energy_gate` and its like ask of a run."""
 
     name: str
     timestep: float
@@ -395,12 +448,12 @@ class _RunEnergy:
     metadata: Mapping[str, Any]
 
 
-def _energy_gate(found: Vdos, readers: Sequence[TrajectoryReader]) -> Gate:
+def _energy_gates(found: Vdos, readers: Sequence[TrajectoryReader]) -> list[Gate]:
     runs = [
-        _RunEnergy(reader.name, reader.timestep, reader.n_frames, float(temperature), {"energy_drift": drift(reader)})
+        _RunEnergy(reader.name, reader.timestep, reader.n_frames, float(temperature), energy_conservation(reader))
         for reader, temperature in zip(readers, found.runs.temperatures, strict=True)
     ]
-    return energy_gate(cast(Any, runs))
+    return [energy_gate(cast(Any, runs)), energy_fluctuation_gate(cast(Any, runs))]
 
 
 def vdos_files(
@@ -437,7 +490,7 @@ def vdos_files(
     for reader in readers:
         check_velocities(reader)
     found = vdos(readers, settings, groups=_follower_of(groups, readers), progress=progress)
-    gates = [*vdos_gates(found), _energy_gate(found, readers)]
+    gates = [*vdos_gates(found), *_energy_gates(found, readers)]
     summary = _summary(found, readers, gates, str(groups))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,17 @@ from mimyria_wf.gates import (
     additivity_gate,
     all_passed,
     depolarization_gate,
+    energy_fluctuation_gate,
     energy_gate,
+    equipartition_gate,
     ir_gates,
     raman_gates,
     side_lobes,
     standard_error,
 )
+from mimyria_wf.md_summary import energy_conservation
 from mimyria_wf.spectrum import LINESHAPES, SpectrumSettings, ir_spectrum, lineshape, raman_spectrum
+from mimyria_wf.trajectory import Trajectory, open_trajectory, write_trajectory
 from mimyria_wf.units import AMU_A2_PER_FS2, BOLTZMANN_EV, WAVENUMBER
 
 MASSES = np.array([15.999, 1.008, 1.008, 12.011])
@@ -69,7 +73,7 @@ def test_all_gates_pass_on_a_harmonic_cluster(removed):
     assert {run.removed_motion for run in runs} == {removed}
     gates = ir_gates(ir_spectrum(runs, QUICK), runs) + raman_gates(raman_spectrum(runs, QUICK), runs)
     assert all(gate.passed for gate in gates), [gate.text for gate in gates if not gate.passed]
-    assert len(gates) == 10
+    assert len(gates) == 13
     for gate in gates:
         if "numerical" in gate.name:
             assert gate.ratio == pytest.approx(1, abs=1e-9)  # the trapezoidal rule is exact on a whole period
@@ -276,3 +280,171 @@ def test_gates_compare_like_with_like_when_differences_are_corrected():
     gates = ir_gates(ir_spectrum(runs, verlet), runs) + raman_gates(raman_spectrum(runs, verlet), runs)
     exact = [gate for gate in gates if "numerical" in gate.name or "positivity" in gate.name]
     assert all(gate.passed for gate in exact), [gate for gate in exact if not gate.passed]
+
+
+def equal(values, expected=1.0):
+    n = len(values)
+    return equipartition_gate("test", np.array(values), np.full(n, expected), np.full(n, 1 / n), "")
+
+
+def test_few_correct_runs_do_not_fail_by_chance():
+    """Three standard errors of two runs are nothing: they fail in 20 % of cases if taken for those of many."""
+    rng = np.random.default_rng(0)
+    for n_runs in (2, 3, 8):
+        sets = [equal(values).passed for values in 1 + 0.05 * rng.normal(size=(2000, n_runs))]
+        assert sets.count(False) <= 15  # 0.27 % are 5.4; more than 15 in one of 5000 such tests
+        if n_runs == 2:
+            assert sets.count(None) > 300
+
+
+def test_few_runs_are_judged_by_what_they_can_tell():
+    # mean 1.05, standard error 0.01, five of them: 13 % by chance with two runs
+    near = equal([1.04, 1.06])
+    assert near.passed is None
+    assert "more runs will tell" in near.text
+    assert "with 2 runs" in near.text
+    # as many standard errors, but half as much again: no chance worth waiting for
+    assert equal([1.4, 1.6]).passed is False
+    assert equal([0.99, 1.02]).passed is True
+    assert equal([1.04, 1.06] * 20).passed is False
+    assert equal([1.0, 1.0]).passed is True
+    assert equal([1.1, 1.1]).passed is False
+    assert equal([float("nan"), 1.0]).passed is False
+
+
+def test_standard_error_of_unequal_lengths():
+    """Variances that go with 1 over the length: the mean's is 1 over all frames, whatever the lengths."""
+    rng = np.random.default_rng(0)
+    for lengths in ([10, 1], [10, 5, 1, 1]):
+        weights = np.array(lengths) / np.sum(lengths)
+        values = rng.normal(size=(20_000, len(lengths))) / np.sqrt(lengths)
+        square = np.mean([standard_error(row, weights) ** 2 for row in values])
+        assert square == pytest.approx(1 / np.sum(lengths), rel=0.05)  # 20,000 samples of one degree of freedom: 1 %
+
+
+def polarizability_lines(rng, wavenumbers, n_frames):
+    return np.hstack([lines(rng, wavenumbers, n_frames), lines(rng, wavenumbers, n_frames)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "wavenumbers", "lengths", "origin"),
+    [
+        (replace(QUICK, upper_wavenumber=1000.0), [1045.0], (4000,), "velocities"),
+        (replace(QUICK, upper_wavenumber=3000.0), [3040.0, 3300.0, 400.0], (4000,), "velocities"),
+        (QUICK, [2500.0], (1010, 20_000), "velocities"),
+        (replace(QUICK, window="boxcar"), [1500.0], (1010, 20_000), "velocities"),
+        (replace(QUICK, window="boxcar"), [800.0, 3000.0], (4000, 4000), "velocities"),
+        (replace(QUICK, verlet_timestep=0.5, upper_wavenumber=20_000.0), [17_000.0, 900.0], (4000,), "velocities"),
+        (replace(QUICK, upper_wavenumber=33_000.0), [33_250.0, 30_000.0], (2000,), "differences"),
+    ],
+)
+def test_squares_are_positive_wherever_their_bands_are(settings, wavenumbers, lengths, origin):
+    """Bands beyond the axis, near the Nyquist frequency, runs of unequal lengths, strong corrections."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        runs = [
+            DerivativeSeries(
+                f"r{i}",
+                0.5,
+                300.0,
+                dipole_derivative=lines(rng, wavenumbers, n)[:, None],
+                polarizability_derivative=polarizability_lines(rng, wavenumbers, n)[:, None],
+                volume=1.0,
+                origin=origin,
+            )
+            for i, n in enumerate(lengths)
+        ]
+        gates = ir_gates(ir_spectrum(runs, settings), runs) + raman_gates(raman_spectrum(runs, settings), runs)
+        failed = [gate for gate in gates if gate.passed is False]
+        assert not failed, failed
+
+
+def test_a_defect_of_a_few_per_cent_is_no_side_lobe():
+    runs = harmonic_runs()
+    spectrum = ir_spectrum(runs, QUICK)
+    wrong = spectrum.per_trajectory.copy()
+    wrong[:, np.argmin(np.abs(spectrum.wavenumber - 4300))] -= 0.03 * spectrum.n_alpha.max()
+    assert by_name(ir_gates(replace(spectrum, per_trajectory=wrong), runs))["ir positivity"].passed is False
+
+
+def test_every_lineshape_is_held_against_its_mean_product():
+    """Two wrong lineshapes whose errors cancel in the invariants, and one that enters none of them."""
+    runs = isotropic_runs()
+    spectrum = raman_spectrum(runs, QUICK)
+    rows = {pair: row for row, pair in enumerate(LINESHAPES)}
+    for changed in ({(0, 0): 1.0, (1, 1): -1.0}, {(0, 3): 1.0}, {(4, 5): 1.0}):
+        wrong = spectrum.integrals.copy()
+        scale = 0.01 * wrong[:, rows[0, 0]].mean()
+        for pair, sign in changed.items():
+            wrong[:, rows[pair]] += sign * scale
+        gates = by_name(raman_gates(replace(spectrum, integrals=wrong), runs))
+        assert gates["raman iso sum, numerical"].passed
+        assert gates["raman vh sum, numerical"].passed
+        assert gates["raman lineshapes, numerical"].passed is False
+    assert by_name(raman_gates(spectrum, runs))["raman lineshapes, numerical"].passed
+
+
+def test_every_component_of_the_ir_tensor_is_held_against_its_mean_product():
+    runs = harmonic_runs()
+    spectrum = ir_spectrum(runs, QUICK)
+    assert by_name(ir_gates(spectrum, runs))["ir tensor, numerical"].passed
+    swapped = replace(spectrum, tensor_integrals=spectrum.tensor_integrals[:, [0, 2, 1, 3, 4, 5]])
+    gates = by_name(ir_gates(swapped, runs))
+    assert gates["ir f-sum, numerical"].passed
+    assert gates["ir tensor, numerical"].passed is False
+    unknown = replace(spectrum, tensor_integrals=None)
+    assert by_name(ir_gates(unknown, runs))["ir tensor, numerical"].passed is None
+
+
+@pytest.mark.parametrize("kind", ["aniso", "vv"])
+def test_identities_of_the_invariants(kind):
+    runs = isotropic_runs(1)
+    spectrum = raman_spectrum(runs, QUICK)
+    assert by_name(raman_gates(spectrum, runs))["raman identities"].passed
+    spectrum.weighted[kind] = 1.001 * spectrum.weighted[kind]
+    gate = by_name(raman_gates(spectrum, runs))["raman identities"]
+    assert gate.passed is False
+    assert "VH" in gate.text
+
+
+def test_energy_fluctuation():
+    """A wrong unit of velocities or masses moves the temperature along and shows in no sum rule."""
+
+    def run(ratio, name="r"):
+        metadata = {"energy_fluctuation_ratio": ratio}
+        return DerivativeSeries(name, 0.5, 300.0, np.zeros((100, 1, 3)), metadata=metadata)
+
+    assert energy_fluctuation_gate([run(0.03), run(0.13)]).passed
+    gate = energy_fluctuation_gate([run(0.03), run(0.5, "heavy")])
+    assert gate.passed is False
+    assert "heavy" in gate.text
+    assert energy_fluctuation_gate([run(None)]).passed is None
+    assert "1 of 2 runs" in energy_fluctuation_gate([run(None), run(0.0)]).text
+
+
+@pytest.mark.parametrize(("velocity", "mass", "expected"), [(1, 1, 0.0), (2, 1, 0.75), (1, 2, 0.5), (21.877, 1, 0.998)])
+def test_energy_fluctuation_of_a_trajectory(tmp_path, velocity, mass, expected):
+    rng = np.random.default_rng(1)
+    omega = 2 * np.pi * rng.uniform(300, 3600, size=(4, 3)) / WAVENUMBER
+    time = 0.5 * np.arange(2000)[:, None, None]
+    speed = np.sqrt(BOLTZMANN_EV * 300 / AMU_A2_PER_FS2 / MASSES)[:, None] * rng.normal(size=(4, 3))
+    shifts = speed / omega * np.sin(omega * time)
+    potential = 0.5 * AMU_A2_PER_FS2 * np.einsum("i,ic,tic->t", MASSES, omega**2, shifts**2)
+    path = tmp_path / "run.h5"
+    trajectory = Trajectory(
+        numbers=np.array([8, 1, 1, 6]),
+        positions=3.0 * np.arange(4)[:, None] * [1, 0.3, -0.5] + shifts,
+        velocities=velocity * speed * np.cos(omega * time),
+        cell=np.zeros((3, 3)),
+        pbc=np.array([False] * 3),
+        timestep=0.5,
+        masses=mass * MASSES,
+        name="run",
+        observables={"potential_energy": potential},
+    )
+    write_trajectory(path, trajectory)
+    found = energy_conservation(open_trajectory(path))["energy_fluctuation_ratio"]
+    assert found == pytest.approx(expected, abs=2e-3)
+    noise = replace(trajectory, observables={"potential_energy": rng.normal(size=2000)})
+    write_trajectory(tmp_path / "thermostat.h5", noise)
+    assert energy_conservation(open_trajectory(tmp_path / "thermostat.h5"))["energy_fluctuation_ratio"] is None

@@ -203,6 +203,7 @@ def test_removed_motions_leave_each_species_its_share(tmp_path: Path, motion: st
     gates = vdos_gates(found)
     assert [gate.name for gate in gates] == [
         "vdos integral",
+        "vdos degrees of freedom",
         *(f"vdos {s}, equipartition" for s in ("H", "C", "O")),
         "vdos positivity",
     ]
@@ -215,6 +216,7 @@ def test_a_hot_species_fails_its_gate(tmp_path: Path) -> None:
     judged = {gate.name: gate.passed for gate in vdos_gates(found)}
     assert judged == {
         "vdos integral": True,
+        "vdos degrees of freedom": True,
         "vdos H, equipartition": False,
         "vdos C, equipartition": False,
         "vdos O, equipartition": False,
@@ -233,6 +235,27 @@ def test_a_given_temperature_scales_the_integral(tmp_path: Path) -> None:
     np.testing.assert_allclose(twice.parts, own.parts / 2, atol=1e-12 * own.parts.max())
     np.testing.assert_allclose(twice.power, own.power, rtol=1e-12)
     assert vdos_gates(twice)[0].passed
+
+
+def test_a_wrong_given_temperature_fails_its_gate(tmp_path: Path) -> None:
+    files = readers(tmp_path, *(gas(seed, "translation") for seed in range(12)))
+    for temperature, passed in ((TEMPERATURE, True), (2 * TEMPERATURE, False)):
+        gates = vdos_gates(vdos(files, SpectrumSettings(window_length=50.0, temperature=temperature)))
+        judged = {gate.name: gate.passed for gate in gates}
+        assert judged["vdos integral"] is True
+        assert judged["vdos degrees of freedom"] is passed
+
+
+@pytest.mark.parametrize("upper", [420.0, 1230.0, 3500.0])
+@pytest.mark.parametrize("step", [None, 0.5])
+def test_lines_beyond_the_axis_are_no_failure(tmp_path: Path, upper: float, step: float | None) -> None:
+    """Side lobes of a line that the axis cuts off are negative and nothing else is near."""
+    files = readers(tmp_path, oscillators(np.full((6, 3), upper + 60.0), n_frames=4000))
+    found = vdos(files, SpectrumSettings(window_length=500.0, upper_wavenumber=upper, verlet_timestep=step))
+    gate = vdos_gates(found)[-1]
+    assert gate.name == "vdos positivity"
+    assert found.total.min() < 0
+    assert gate.passed, gate
 
 
 def test_isotopes_of_one_element_keep_their_masses(tmp_path: Path) -> None:
@@ -311,7 +334,13 @@ def test_one_run_has_no_errors_and_says_so(tmp_path: Path) -> None:
     table = np.genfromtxt(tmp_path / "out" / "vdos.csv", delimiter=",", names=True)
     assert np.isnan(table["all_error"]).all()
     judged = {gate["name"]: gate["passed"] for gate in summary["gates"]}
-    assert judged == {"vdos integral": True, "vdos positivity": True, "nve energy drift": None}
+    assert judged == {
+        "vdos integral": True,
+        "vdos degrees of freedom": True,
+        "vdos positivity": True,
+        "nve energy drift": None,
+        "nve energy fluctuation": None,
+    }
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
