@@ -97,7 +97,7 @@ def plot_files(
         entries.append(_measured_entry(read_measured(path, measured_units, given)))
     curves, factors, label, text = _normalised(entries, n_computed, normalise, lower, upper)
     caption = _caption(entries[:n_computed], stored, text)
-    warning = next((found for found in (warning_of(s.summary) for s in stored) if found), "")
+    warning = joined_warnings(names, [warning_of(s.summary) for s in stored])
     files = plots.plot_overlay(
         out, curves, label, caption, upper, lower=lower, is_logarithmic=is_logarithmic, warning=warning
     )
@@ -111,6 +111,13 @@ def plot_files(
         "curves": described,
         "normalisation": text or "absolute",
     }
+
+
+def joined_warnings(names: Sequence[str], warnings: Sequence[str]) -> str:
+    """Return the warnings of all folders, each with its folder's name where there are several folders."""
+    if len(names) == 1:
+        return warnings[0]
+    return " ".join(f"{name}: {warning}" for name, warning in zip(names, warnings) if warning)
 
 
 def plot_measured(

@@ -4,6 +4,7 @@ Factors that depend on temperature are applied run by run, before the mean: runs
 correctly, and errors are those of the spectrum that is shown.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,16 @@ from mimyria_wf.errors import SpectrumError
 from mimyria_wf.geometry import ScatteringGeometry
 from mimyria_wf.intensity import RamanForm
 from mimyria_wf.plots import Curve
-from mimyria_wf.spectra_output import RAMAN_COLUMNS, caption_of, judged_depolarization, warning_of, write_jdx
-from mimyria_wf.spectra_store import read_store
+from mimyria_wf.spectra_output import (
+    RAMAN_COLUMNS,
+    caption_of,
+    described,
+    judged_depolarization,
+    warning_of,
+    write_jdx,
+    write_summary,
+)
+from mimyria_wf.spectra_store import STORE_NAME, read_store, store_path
 from mimyria_wf.spectra_tables import write_table
 from mimyria_wf.spectrum import RamanSpectrum, bootstrap_error, raman_invariants
 
@@ -52,8 +61,52 @@ def raman_files(
     chosen = parse_geometries(geometries)
     source = Path(directory) if out is None else Path(out)
     target = source.parent if source.is_file() else source
+    is_own = store_path(directory).parent.resolve() == target.resolve()
+    if not is_own and (target / STORE_NAME).is_file():
+        raise SpectrumError(
+            f"{target} holds other spectra, which would be mixed with those of {directory}; choose another"
+        )
     target.mkdir(parents=True, exist_ok=True)
-    return write_forms(target, stored.raman, chosen, form or RamanForm(), stored.summary, draws)
+    form = form or RamanForm()
+    summary = _summary_of(target, stored.summary)
+    key = form.stem or "classical"
+    earlier = summary["raman_forms"].get(key, {}).get("geometries", {})
+    names = {geometry.name for geometry in chosen}
+    # the table of geometries is one file: what it held before is made again, so that nothing is lost
+    together = [*(ScatteringGeometry.parse(name) for name in earlier if name not in names), *chosen] if chosen else []
+    if is_own and not form.stem and not chosen and (target / "raman.csv").is_file():
+        return {
+            **_record_of(form, [], target),
+            "files": [],
+            "notes": [f"{target / 'raman.csv'} is this form already and was left alone"],
+        }
+    result = write_forms(target, stored.raman, together, form, stored.summary, draws)
+    geometries = result["geometries"] or earlier
+    summary["raman_forms"][key] = {"kind": form.label, "unit": form.unit, "geometries": geometries}
+    summary["files"] |= described([*result["files"], "summary.json"], {form.stem: form.label})
+    write_summary(target, summary)
+    return {**result, "files": [*result["files"], "summary.json"]}
+
+
+def _summary_of(target: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the summary in a folder if it is of these spectra, else that of the spectra with no files yet."""
+    path = target / "summary.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    keys = ("trajectories", "settings", "gates")
+    is_same = all(found.get(key) == stored.get(key) for key in keys)
+    summary: dict[str, Any] = {"files": {}, "raman_forms": {}, **(found if is_same else stored)}
+    if isinstance(summary["files"], list):  # folders made before files were described
+        summary["files"] = described(summary["files"])
+    return summary
+
+
+def _record_of(form: RamanForm, geometries: Sequence[ScatteringGeometry], out: Path) -> dict[str, Any]:
+    return {
+        "directory": str(out),
+        "kind": form.label,
+        "unit": form.unit,
+        "geometries": {geometry.name: geometry.file_name for geometry in geometries},
+    }
 
 
 def parse_geometries(geometries: Sequence[ScatteringGeometry | str]) -> list[ScatteringGeometry]:
@@ -115,13 +168,13 @@ def write_forms(
         files += _write_averages(out, raman, form, f"raman{suffix}", caption, warning, draws)
     if geometries:
         files += _write_geometries(out, raman, geometries, form, suffix, caption, warning, draws)
-    return {
-        "directory": str(out),
-        "kind": form.label,
-        "unit": form.unit,
-        "geometries": {geometry.name: geometry.file_name for geometry in geometries},
-        "files": files,
-    }
+    return {**_record_of(form, geometries, out), "files": files}
+
+
+def quantity_of(form: RamanForm) -> str:
+    """Return what the ordinate of a form is, in letters of a text file."""
+    quantity = "chi''(w)" if form.statistics == "susceptibility" else "I(w)"
+    return quantity if form.is_divided else f"nu^2 {quantity}"
 
 
 def axis_label(form: RamanForm) -> str:
@@ -152,7 +205,9 @@ def _write_averages(
     vv, vh = spectra["vv"][0], spectra["vh"][0]
     is_judged = np.isfinite(judged_depolarization(raman)) & np.isfinite(vv) & (vv != 0)
     ratio = np.where(is_judged, vh / np.where(is_judged, vv, 1.0), np.nan)
+    ratio_error = np.where(np.isfinite(ratio), raman.errors["depolarization"], np.nan)
     table |= {"depolarization": ratio} | {f"{kind}_error": spectra[kind][1] for kind in RAMAN_COLUMNS}
+    table["depolarization_error"] = ratio_error
     files = [write_table(out / f"{stem}.csv", table)]
     for kind in ("iso", "vv", "vh"):
         title = f"Raman, {plots.KIND_NAMES[kind]}, {form.label}"
@@ -166,11 +221,12 @@ def _write_averages(
             kind=form.label,
             unit=form.unit,
             comment=f"{caption} {warning}",
+            quantity=quantity_of(form),
         )
     if draws:
         curves = {kind: Curve(nu, *spectra[kind], plots.KIND_NAMES[kind]) for kind in ("vv", "vh", "iso")}
         text = f"Raman: {form.label}. VH/VV where w^2 VV is above 1 % of its maximum. {caption}"
-        drawn = Curve(nu, ratio, np.where(np.isfinite(ratio), raman.errors["depolarization"], np.nan))
+        drawn = Curve(nu, ratio, ratio_error)
         label = axis_label(form)
         files += plots.plot_raman(out / f"{stem}.png", curves, drawn, text, float(nu[-1]), label=label, warning=warning)
     return files
@@ -198,7 +254,15 @@ def _write_geometries(
         name, values = f"raman{suffix}_{geometry.file_name}", spectra[geometry.name][0]
         title = f"Raman, {geometry.name}, {form.label}"
         files += write_jdx(
-            out, name, nu, values, title=title, kind=form.label, unit=form.unit, comment=f"{caption} {warning}"
+            out,
+            name,
+            nu,
+            values,
+            title=title,
+            kind=form.label,
+            unit=form.unit,
+            comment=f"{caption} {warning}",
+            quantity=quantity_of(form),
         )
     if draws:
         curves = [Curve(nu, *spectra[geometry.name], geometry.name) for geometry in geometries]

@@ -230,9 +230,9 @@ def compare_spectra(
         ``spectra``: by name (ir, raman_iso, raman_vv, raman_vh) ``distance``, ``lower``, ``upper`` (None without an
         interval), ``agreement`` = 1 - distance, ``noise_floor`` and ``noise_limit`` (mean of what noise alone gives,
         and what it exceeds in 1 - confidence of all cases; None for the same runs and where runs are not known),
-        ``is_distinguishable`` (above the limit); ``largest`` of the distances; ``cca``, see :func:`_cca_scores`, None where a side has no
-        parts; ``range``; ``n_trajectories``; ``is_paired``; ``warnings`` where the two sides were not made alike;
-        ``notes``.
+        ``is_distinguishable`` (above the limit); ``largest`` of the distances; ``cca``, see :func:`_cca_scores`, None
+        where a side has no parts; ``range``; ``n_trajectories``; ``is_paired``; ``warnings`` where the two
+        sides were not made alike; ``notes``.
 
     Raises:
         SpectrumError: nothing to compare, or Raman spectra in different forms.
@@ -255,8 +255,8 @@ def compare_spectra(
         chosen |= {"n_bootstrap": n_bootstrap, "seed": seed}
         if is_paired:
             return _Comparison(spectral_distance_interval(*rows, first.n_frames, **chosen), None)
-        means = (f / f.sum() @ x for f, x in ((first.n_frames, values), (second.n_frames, other)))
-        value, n_runs = spectral_distance(nu, *means, lower, upper), min(len(values), len(other))
+        one, two = (f / f.sum() @ x for f, x in ((first.n_frames, values), (second.n_frames, other)))
+        value, n_runs = spectral_distance(nu, one, two, lower, upper), min(len(values), len(other))
         bare = DistanceInterval(value, np.nan, np.nan, confidence, n_runs)
         return _Comparison(bare, noise_floor(*rows, first.n_frames, second.n_frames, **chosen))
 

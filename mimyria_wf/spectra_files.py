@@ -6,6 +6,7 @@ A folder of spectra holds ``ir.csv``, ``ir_tensor.csv``, ``raman.csv``, ``raman_
 :mod:`mimyria_wf.spectra_output` for what they hold, :mod:`mimyria_wf.spectra_store` for ``spectra.nc``.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from mimyria_wf.measured import MeasuredSpectrum, read_measured
 from mimyria_wf.overlay import plot_files, plot_measured
 from mimyria_wf.raman_forms import parse_geometries, raman_files, write_forms
 from mimyria_wf.spectra_comparison import COMPARED, compare_spectra
-from mimyria_wf.spectra_output import cca_record, number, write_spectra, write_summary
+from mimyria_wf.spectra_output import cca_record, described, number, write_spectra, write_summary
 from mimyria_wf.spectra_tables import read_table
 from mimyria_wf.spectrum import (
     IR_KIND,
@@ -64,6 +65,8 @@ __all__ = [
 Array = NDArray[Any]
 Progress = Callable[[int, int, str], None]
 
+UNLIKE = 0.05
+"""Fraction from which different volumes or temperatures get a note."""
 NOMINAL_VOLUME = 1000.0
 """Volume of a cluster nobody has given one for, 1 nm^3 [A^3]."""
 
@@ -185,6 +188,7 @@ def spectra_files(
     notes: list[str] = []
     runs: list[DerivativeSeries] = []
     occupancies: dict[str, list[float]] = {}
+    hashes: dict[str, str] = {}
 
     def stream() -> Iterator[DerivativeSeries]:
         for i, path in enumerate(paths):
@@ -199,6 +203,7 @@ def spectra_files(
             series = series if series.name else replace(series, name=Path(path).stem)
             runs.append(_total(series))
             _require_same_targets(runs)
+            _require_new_data(runs[-1], hashes)
             if series.occupancies is not None:
                 for name, mean in zip(series.group_names, series.occupancies):
                     occupancies.setdefault(name, []).append(float(mean) * series.n_frames)
@@ -235,12 +240,13 @@ def spectra_files(
         written = write_forms(out, raman, chosen, form or RamanForm(), summary, draws)
         files += written["files"]
         summary["raman_form"] = {key: written[key] for key in ("kind", "unit", "geometries")}
+        summary["raman_forms"] = {(form or RamanForm()).stem or "classical": summary["raman_form"]}
     if overlaid and ir is not None:
         _tell(progress, len(paths) + 3, n_steps, "overlay of measured spectra")
         drawn = plot_measured(out / "ir_measured.png", ir, overlaid, summary)
         files += drawn["files"]
         summary["measured"] = drawn["measured"]
-    summary["files"] = [*files, "summary.json"]
+    summary["files"] = described([*files, "summary.json"], {form.stem: form.label} if form is not None else {})
     write_summary(out, summary)
     _tell(progress, n_steps, n_steps, f"spectra in {out}")
     return summary
@@ -300,6 +306,34 @@ def _require_same_targets(runs: Sequence[DerivativeSeries]) -> None:
         raise SpectrumError(f"two of the files hold a run named {twice[0]}; runs must differ to count as independent")
 
 
+def _require_new_data(run: DerivativeSeries, hashes: dict[str, str]) -> None:
+    """Refuse a run whose series is that of an earlier one under another name; it would count as independent."""
+    digest = hashlib.sha256()
+    for values in (run.dipole_derivative, run.polarizability_derivative):
+        if values is not None:
+            digest.update(np.ascontiguousarray(values).tobytes())
+    earlier = hashes.setdefault(digest.hexdigest(), run.name)
+    if earlier != run.name:
+        raise SpectrumError(
+            f"{earlier} and {run.name} hold the same data; a run counts once, or errors come out too small: "
+            "leave one out"
+        )
+
+
+def _likeness_notes(runs: Sequence[DerivativeSeries], settings: SpectrumSettings, temperature: float) -> list[str]:
+    """Return one line for runs of unlike volume, and for a temperature far from that of the runs."""
+    notes = []
+    volumes = {run.name: run.volume for run in runs if run.volume is not None}
+    if volumes and max(volumes.values()) > (1 + UNLIKE) * min(volumes.values()):
+        small, large = min(volumes, key=lambda n: volumes[n]), max(volumes, key=lambda n: volumes[n])
+        ends = f"{volumes[small]:.6g} A^3 ({small}) to {volumes[large]:.6g} A^3 ({large})"
+        notes.append(f"runs of different volume are averaged: {ends}")
+    given = settings.temperature
+    if given is not None and np.isfinite(temperature) and abs(given - temperature) > UNLIKE * temperature:
+        notes.append(f"evaluated at {given:g} K, runs at {temperature:.4g} K: more than {100 * UNLIKE:g} % apart")
+    return notes
+
+
 def _summary(
     runs: Sequence[DerivativeSeries],
     ir: IrSpectrum | None,
@@ -324,6 +358,7 @@ def _summary(
         )
     if any(run.n_frames * run.timestep < 4 * settings.window_length for run in runs):
         notes.append("a run is shorter than four windows: long lags are poorly averaged")
+    notes.extend(_likeness_notes(runs, settings, float(spectrum.runs.weights @ spectrum.runs.temperatures)))
     corrections = list(correction_notes(spectrum.runs, settings))
     notes.extend(corrections)
     found = {gate.name: gate for gate in gates}

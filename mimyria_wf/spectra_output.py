@@ -7,7 +7,7 @@ above the mask: a ratio of two noises says nothing.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,41 @@ def write_spectra(
     return files
 
 
+_FILES = {
+    "ir": "IR absorption n alpha",
+    "ir_tensor": "IR absorption tensor",
+    "ir_measured": "IR absorption with measured spectra",
+    "raman_weighted": "Raman, classical lineshape, times nu^2 (without 1/w^2), no laser factor, no Bose factor",
+    "lineshapes": "the 21 classical Raman lineshapes with 1/w^2",
+    "lineshapes_weighted": "the 21 classical Raman lineshapes times nu^2 (without 1/w^2)",
+    "cca_ir": "parts of the IR absorption",
+    "spectra": "all spectra of all runs, NetCDF-4",
+    "summary": "this summary",
+}
+
+
+def described(files: Sequence[str], forms: Mapping[str, str] = {}) -> dict[str, str]:
+    """Return what each file of a folder of spectra holds, in words.
+
+    Args:
+        files: names as :func:`write_spectra` and :func:`mimyria_wf.raman_forms.write_forms` return them.
+        forms: what the forms of the Raman spectra are, by :attr:`mimyria_wf.intensity.RamanForm.stem`.
+    """
+    found = {}
+    by_length = sorted(forms, key=len, reverse=True)
+    for file in files:
+        stem = Path(file).stem
+        if stem in _FILES:
+            found[file] = _FILES[stem]
+        elif stem.startswith("cca_raman_"):
+            is_table = file.endswith(".csv")
+            found[file] = f"parts of the classical Raman lineshape, {'with 1/w^2' if is_table else 'times nu^2'}"
+        else:
+            known = (forms[form] for form in by_length if form and f"_{form}_" in f"{stem}_")
+            found[file] = f"Raman, {next(known, forms.get('', RAMAN_KIND))}"
+    return found
+
+
 def write_summary(out: Path, summary: Mapping[str, Any]) -> None:
     """Write ``summary.json``."""
     (out / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
@@ -75,8 +110,16 @@ def caption_of(summary: Mapping[str, Any]) -> str:
     return (
         f"{s['window'].capitalize()} window of {s['window_length'] / 1000:g} ps ({s['resolution']:.1f} cm$^{{-1}}$), "
         f"{s['estimator']} estimator, {runs}, {summary['total_time'] / 1000:g} ps in all, "
-        f"{summary['temperature']:.0f} K{band}.{corrected}"
+        f"{_temperature_of(summary)}{band}.{corrected}"
     )
+
+
+def _temperature_of(summary: Mapping[str, Any]) -> str:
+    """Return the temperature that factors were evaluated at, and that of the runs where it is another one."""
+    runs, given = summary["temperature"], summary["settings"].get("temperature")
+    if not isinstance(given, int | float):
+        return f"{runs:.0f} K"
+    return f"evaluated at {given:g} K" + ("" if runs is None else f", runs at {runs:.0f} K")
 
 
 def plain(caption: str) -> str:
@@ -102,7 +145,16 @@ def judged_depolarization(raman: RamanSpectrum) -> Array:
 
 
 def write_jdx(
-    out: Path, name: str, wavenumber: Array, values: Array, *, title: str, kind: str, unit: str, comment: str
+    out: Path,
+    name: str,
+    wavenumber: Array,
+    values: Array,
+    *,
+    title: str,
+    kind: str,
+    unit: str,
+    comment: str,
+    quantity: str = "I(w)",
 ) -> list[str]:
     """Write one spectrum into the folder ``jcamp``; returns its name, or none where nothing is defined."""
     if np.isfinite(values).sum() < 2:
@@ -116,7 +168,7 @@ def write_jdx(
         values,
         title=title,
         data_type="INFRARED SPECTRUM" if is_ir else "RAMAN SPECTRUM",
-        quantity="n(w) alpha(w)" if is_ir else "I(w)",
+        quantity="n(w) alpha(w)" if is_ir else quantity,
         unit=unit,
         kind=kind,
         comment=plain(comment),

@@ -17,7 +17,7 @@ from mimyria_wf.exchange import read_jcamp
 from mimyria_wf.intensity import RamanForm
 from mimyria_wf.spectra_comparison import noise_floor
 from mimyria_wf.spectra_files import compare_spectra, read_series, read_table, spectra_files
-from mimyria_wf.spectra_output import warning_of
+from mimyria_wf.spectra_output import caption_of, warning_of
 from mimyria_wf.spectra_store import read_store
 from mimyria_wf.spectrum import LINESHAPE_NAMES, LINESHAPES, SpectrumSettings, spectral_distance
 from mimyria_wf.units import AMU_A2_PER_FS2, BOLTZMANN_EV, WAVENUMBER
@@ -236,6 +236,33 @@ def test_different_forms_are_not_compared(tmp_path):
         assert compare_spectra(out / other, out / other)["largest"] == 0
     (out / "raman_of_others.csv").write_text((out / "raman.csv").read_text())
     assert compare_spectra(out / "raman.csv", out / "raman_of_others.csv")["largest"] == 0
+
+
+def test_the_temperature_used_is_named(tmp_path):
+    paths = write_runs(tmp_path / "a", n_runs=2)
+    own = spectra_files(paths, tmp_path / "own", settings=QUICK, draws=False)
+    assert "evaluated" not in caption_of(own)
+    runs = own["temperature"]
+    summary = spectra_files(paths, tmp_path / "out", 3 * runs, settings=QUICK, draws=False)
+    assert f"evaluated at {3 * runs:g} K, runs at {runs:.0f} K" in caption_of(summary)
+    comment = read_jcamp(tmp_path / "out" / "jcamp" / "ir.jdx").labels["comments"].replace("\n", " ")
+    assert "evaluated at" in comment
+    assert any("more than 5 % apart" in note for note in summary["notes"])
+    near = spectra_files(paths, tmp_path / "near", 1.04 * runs, settings=QUICK, draws=False)
+    assert not any("apart" in note for note in near["notes"])
+
+
+def test_a_run_counts_once_and_unlike_volumes_are_noted(tmp_path):
+    paths = write_runs(tmp_path / "a", n_runs=2)
+    copy = tmp_path / "copy.h5"
+    write_derivatives(copy, replace(read_derivatives(paths[0]), name="copy"))
+    with pytest.raises(SpectrumError, match="nve-000 and copy hold the same data"):
+        spectra_files([*paths, copy], tmp_path / "out", settings=QUICK, draws=False)
+    write_derivatives(paths[1], replace(read_derivatives(paths[1]), volume=200.0))
+    summary = spectra_files(paths, tmp_path / "out", settings=QUICK, draws=False)
+    assert any(
+        "different volume are averaged: 180 A^3 (nve-000) to 200 A^3 (nve-001)" in note for note in summary["notes"]
+    )
 
 
 def groups_of(run, names=("O", "H", "rest")):

@@ -1,12 +1,15 @@
 """spectra.nc: others' tools open it, it gives back what was put in, and other forms come from it."""
 
 import json
+import shutil
 
+import h5py
 import jcamp
 import numpy as np
 import pytest
 import xarray
 
+from mimyria_wf import plots
 from mimyria_wf.derivatives import PAIR_NAMES, DerivativeSeries, write_derivatives
 from mimyria_wf.errors import SpectrumError
 from mimyria_wf.geometry import ScatteringGeometry
@@ -138,6 +141,69 @@ def test_classical_geometries_are_the_stored_lineshapes(folder, tmp_path):
     assert "raman.csv" not in result["files"]  # the folder of spectra has it
     table = read_table(tmp_path / "raman_geometries.csv")
     np.testing.assert_allclose(table["Z_XX_Z"], read_table(out / "lineshapes.csv")["xxxx"], rtol=1e-8)
+
+
+def test_the_stored_table_and_earlier_geometries_stay(folder, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(folder[0], out)
+    before = (out / "raman.csv").read_bytes()
+    result = raman_files(out, draws=False)
+    assert (out / "raman.csv").read_bytes() == before
+    assert result["files"] == []
+    assert "left alone" in result["notes"][0]
+    raman_files(out, geometries=["Z(XX)Z"], draws=False)
+    alone = read_table(out / "raman_geometries.csv")
+    raman_files(out, geometries=["1,1,0:0,0,1"], draws=False)
+    both = read_table(out / "raman_geometries.csv")
+    np.testing.assert_array_equal(both["Z_XX_Z"], alone["Z_XX_Z"])
+    assert "1_1_0__0_0_1" in both
+    raman_files(out, geometries=["Z(XX)Z"], form=RamanForm("harmonic"), draws=False)
+    raman_files(out, form=RamanForm("harmonic"), draws=False)  # forgets no geometry
+    summary = json.loads((out / "summary.json").read_text())
+    found = {form: list(record["geometries"]) for form, record in summary["raman_forms"].items()}
+    assert found == {"classical": ["Z(XX)Z", "1,1,0:0,0,1"], "harmonic": ["Z(XX)Z"]}
+    assert set(summary["files"]) == {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    raman_files(out, tmp_path / "elsewhere", draws=False)
+    assert list(read_table(tmp_path / "elsewhere" / "raman.csv")) == list(read_table(out / "raman.csv"))
+    with pytest.raises(SpectrumError, match="holds other spectra"):
+        raman_files(folder[0], out, form=RamanForm("harmonic"), draws=False)
+
+
+def test_files_say_what_they_hold(folder, tmp_path):
+    out = folder[0]
+    for form, quantity in (
+        (RamanForm("susceptibility"), "chi''(w)"),
+        (RamanForm(is_divided=False), "nu^2 I(w)"),
+        (RamanForm("harmonic"), "I(w)"),
+    ):
+        raman_files(out, tmp_path, ["Z(XX)Z"], form, draws=False)
+        for name in ("vv", "Z_XX_Z"):
+            assert jcamp.readfile(str(tmp_path / "jcamp" / f"raman_{form.stem}_{name}.jdx"))["$quantity"] == quantity
+    files = json.loads((tmp_path / "summary.json").read_text())["files"]
+    assert files["raman_susceptibility.csv"] == f"Raman, {RamanForm('susceptibility').label}"
+    assert files["raman_geometries_harmonic.csv"] == f"Raman, {RamanForm('harmonic').label}"
+    stored = json.loads((out / "summary.json").read_text())["files"]
+    assert stored["raman.csv"].startswith("Raman, classical")
+    assert "times nu^2" in stored["raman_weighted.csv"]
+    assert "times nu^2" not in stored["cca_raman_vv.csv"]
+
+
+def test_overlay_shows_the_warnings_of_all_folders(folder, tmp_path, monkeypatch):
+    seen = {}
+
+    def draw(*args, warning="", **kwargs):
+        seen["warning"] = warning
+        return []
+
+    monkeypatch.setattr(plots, "plot_overlay", draw)
+    for name in ("one", "two"):
+        shutil.copytree(folder[0], tmp_path / name)
+        with h5py.File(tmp_path / name / "spectra.nc", "r+") as file:
+            gates = [{"name": f"gate of {name}", "passed": False}]
+            file.attrs["gates"] = json.dumps(gates)
+    plot_files([tmp_path / "one", tmp_path / "two"], tmp_path / "x.png")
+    assert "one: Failed: gate of one" in seen["warning"]
+    assert "two: Failed: gate of two" in seen["warning"]
 
 
 def test_overlay_says_how_curves_are_scaled(folder, tmp_path):
