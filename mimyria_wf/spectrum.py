@@ -809,7 +809,11 @@ def spectral_distance_interval(
 
     With a handful of runs the bare percentiles of a bootstrap are far too narrow (77 % coverage for a nominal 95 % with
     4 runs, 89 % with 8). The interval is value -/+ t s, with s the bootstrap's standard deviation times sqrt(n/(n-1))
-    and t Student's quantile for n - 1 degrees of freedom, cut to [0, 1]; its coverage is 93 to 98 % from 2 runs on.
+    and t Student's quantile for n - 1 degrees of freedom, cut to [0, 1]; its coverage is 92 to 98 % from 2 runs on, for
+    the same runs on both sides and a true distance well above what noise between the two sides adds. Noise never
+    cancels in Eq. 16: a true distance of zero is not held if the sides differ by noise, and with other runs on the two
+    sides the ends say nothing about the truth (coverage 0 with 8 runs). For those see
+    :func:`mimyria_wf.spectra_comparison.noise_floor`.
 
     Args:
         wavenumber: (n,) [cm^-1].
