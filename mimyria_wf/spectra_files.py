@@ -416,6 +416,7 @@ def _run_record(run: DerivativeSeries) -> dict[str, Any]:
         "temperature": run.temperature,
         "temperature_drift_K_per_ps": drift,
         "energy_drift_meV_per_ps_per_atom": run.metadata.get("energy_drift"),
+        "energy_fluctuation_ratio": run.metadata.get("energy_fluctuation_ratio"),
         "volume": run.volume,
         "degrees_of_freedom": run.degrees_of_freedom,
         "removed_motion": run.removed_motion,
