@@ -124,6 +124,16 @@ def test_extxyz_with_velocities_and_tensors_gives_the_same_spectra(tmp_path):
     summary = spectra_files([tmp_path / "run.extxyz"], tmp_path / "out", settings=QUICK, draws=False)
     assert any("nominal 1000 A^3" in note for note in summary["notes"])
     assert any("one trajectory" in note for note in summary["notes"])
+    assert not any(gate["name"] == "velocities fit positions" for gate in summary["gates"])  # the atoms stand still
+    for factor, passed in ((1.0, True), (10.18, False)):  # in A/fs, and in ASE's unit
+        for i, atoms in enumerate(frames):
+            atoms.positions = positions[0] + 1e-3 * np.sin(0.1 * i) * np.arange(9).reshape(3, 3)
+            atoms.set_array("vel", factor * 1e-3 * 0.2 * np.cos(0.1 * i) * np.arange(9).reshape(3, 3))
+        ase.io.write(tmp_path / "moving.extxyz", frames, format="extxyz")
+        found = spectra_files([tmp_path / "moving.extxyz"], tmp_path / "moving", settings=QUICK, draws=False)
+        (gate,) = (gate for gate in found["gates"] if gate["name"] == "velocities fit positions")
+        assert gate["passed"] is passed
+        assert ("check the unit" in gate["text"]) is not passed
     for atoms in frames:
         del atoms.arrays["vel"]
     ase.io.write(tmp_path / "still.extxyz", frames[:3], format="extxyz")
@@ -186,6 +196,11 @@ def test_noise_of_other_runs_is_no_difference():
     assert found[8, 300][0] > 0.95
     _, distance, floor = found[8, 0]
     assert floor == pytest.approx(distance, rel=0.05)  # seen 0.19 and 0.19; the standard error of both is some 2 %
+    pairs = rng.exponential(size=(200, 2, 2, 1))
+    limits = [noise_floor(np.zeros(1), *pair, np.ones(2), np.ones(2), n_bootstrap=60).limit for pair in pairs]
+    means = pairs.mean(axis=(2, 3))
+    is_above = np.abs(means[:, 0] - means[:, 1]) / means.sum(axis=1) > limits
+    assert is_above.mean() < 0.095  # 5 % with three standard errors of 200 draws; 14 % without Student's widening
     a = np.ones((4, len(nu)))
     assert noise_floor(nu, a, a, np.ones(4), np.ones(4)).limit == pytest.approx(0, abs=1e-15)  # no noise
     assert noise_floor(nu, a[:1], a, np.ones(1), np.ones(4)) is None
