@@ -15,6 +15,7 @@ from mimyria_wf.derivatives import DerivativeSeries, derivative_series
 from mimyria_wf.errors import LabelError, SpectrumError
 from mimyria_wf.frames import TrajectoryReader
 from mimyria_wf.series_files import series_paths
+from mimyria_wf.trajectory import check_velocities
 from mimyria_wf.vasp_output import VaspResponse, read_vasp_response
 
 Array = NDArray[Any]
@@ -43,7 +44,7 @@ def born_charge_series(
         LabelError: a run has no Born charges.
         TrajectoryError: the trajectory has no velocities.
     """
-    trajectory.require_velocities()
+    check_velocities(trajectory)
     files = series_paths(paths)
     step = trajectory.timestep if timestep is None else timestep
     stride = round(step / trajectory.timestep)

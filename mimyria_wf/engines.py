@@ -49,6 +49,7 @@ from mimyria_wf.labels import (
 )
 from mimyria_wf.md_summary import energy_conservation
 from mimyria_wf.response import Array, ResponseTensors, project_apt, project_pgt
+from mimyria_wf.trajectory import check_velocities
 
 __all__ = [
     "FieldEngine",
@@ -340,7 +341,7 @@ def label_trajectory(
     """
     began = time.perf_counter()
     step, wanted = check_step(step), check_targets(targets)
-    reader.require_velocities()
+    check_velocities(reader)
     stop = reader.n_frames if stop is None else stop
     if not 0 <= start < stop <= reader.n_frames:
         raise TrajectoryError(f"{reader.name}: frames {start} to {stop} are not within its {reader.n_frames} frames")

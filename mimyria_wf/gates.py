@@ -617,6 +617,22 @@ def energy_fluctuation_gate(series: Iterable[DerivativeSeries]) -> Gate:
     return Gate(name, ratios[worst], 0.0, LARGEST_FLUCTUATION, passed, "", text)
 
 
+def velocity_gate(series: Iterable[DerivativeSeries]) -> Gate:
+    """Tell whether velocities belong to the positions, see :func:`mimyria_wf.trajectory.check_velocities`.
+
+    A wrong unit of velocities changes the temperature along and is seen by no sum rule. Verbs that make derivatives
+    refuse such a run; labelled trajectories that come from elsewhere are judged here, by what reading them found
+    (``velocity_error`` in the metadata, empty if all is well).
+    """
+    name, nan = "velocities fit positions", float("nan")
+    found = [str(run.metadata["velocity_error"]) for run in series if "velocity_error" in run.metadata]
+    if not found:
+        return Gate(name, nan, 0.0, nan, None, "", "not judged: nothing is known of positions")
+    wrong = [text for text in found if text]
+    text = wrong[0] if wrong else f"{len(found)} runs: positions change as the velocities say"
+    return Gate(name, float(len(wrong)), 0.0, 0.0, not wrong, "runs", text)
+
+
 def all_passed(gates: Sequence[Gate]) -> bool:
     """Tell whether no gate failed; a gate that could not be judged does not fail."""
     return all(gate.passed is not False for gate in gates)

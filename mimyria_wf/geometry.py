@@ -6,7 +6,8 @@ whatever else has an orientation. Two ways of writing a geometry:
 - Porto notation, ``k_i(e_i e_s)k_s``, such as ``Z(XX)-Z`` or ``X(ZY)Z``: light travels along k_i with polarization e_i
   and is seen along k_s through an analyser at e_s. A direction is X, Y or Z, with a minus sign or a macron for the
   opposite one, and with a prime for X' = (X + Y)/sqrt2, Y' = (Y - X)/sqrt2 (axes turned by 45 degrees about Z' = Z).
-  The analyser may be ``u`` or ``*``: no analyser, both polarizations are seen.
+  The analyser may be ``u`` or ``*``: no analyser, both polarizations are seen. So may the incident polarization:
+  natural light of the same intensity, half of it in either polarization.
 - two polarization vectors, ``1,1,0:0,0,1``: incident, then scattered.
 """
 
@@ -27,10 +28,10 @@ Array = NDArray[Any]
 
 MACRON = "\N{COMBINING MACRON}"
 _DIRECTION = rf"-?[XYZ]{MACRON}?'?{MACRON}?"
-_PORTO = re.compile(rf"({_DIRECTION})\(({_DIRECTION})({_DIRECTION}|[uU*])\)({_DIRECTION})")
+_PORTO = re.compile(rf"({_DIRECTION})\(({_DIRECTION}|[uU*])({_DIRECTION}|[uU*])\)({_DIRECTION})")
 _AXES = {"X": (1.0, 0.0, 0.0), "Y": (0.0, 1.0, 0.0), "Z": (0.0, 0.0, 1.0)}
 _TURNED = {"X": (0.5**0.5, 0.5**0.5, 0.0), "Y": (-(0.5**0.5), 0.5**0.5, 0.0), "Z": (0.0, 0.0, 1.0)}
-_EXAMPLES = "Porto notation such as Z(XX)-Z, X(ZY)Z, Z(X'Y')-Z, Z(Xu)Y, or two vectors such as 1,1,0:0,0,1"
+_EXAMPLES = "Porto notation such as Z(XX)-Z, X(ZY)Z, Z(X'Y')-Z, Z(Xu)Y, Z(uX)Z, or two vectors such as 1,1,0:0,0,1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class ScatteringGeometry:
 
     Attributes:
         name: as it was written, tidied.
-        incident: (3,) polarization of the incident light; a unit vector.
+        incident: (m, 3) polarizations of the incident light, which share its intensity; one, or two of natural light.
         analysed: (n, 3) polarizations of the scattered light that are seen; one, or two without an analyser. Unit
             vectors.
     """
@@ -50,7 +51,7 @@ class ScatteringGeometry:
 
     def __post_init__(self) -> None:
         """Refuse what is not a polarization."""
-        vectors = np.vstack([np.reshape(self.incident, (1, -1)), np.atleast_2d(self.analysed)])
+        vectors = np.vstack([np.atleast_2d(self.incident), np.atleast_2d(self.analysed)])
         if vectors.shape[1] != 3 or not np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-9):
             raise SpectrumError(f"{self.name}: polarizations must be unit vectors of three numbers")
 
@@ -69,17 +70,9 @@ class ScatteringGeometry:
         if match is None:
             raise SpectrumError(f"scattering geometry {text!r} cannot be read; write {_EXAMPLES}")
         toward, incident, analyser, away = match.groups()
-        analyser = "u" if analyser in "uU*" else analyser
-        k_incident, k_scattered, polarization = _direction(toward), _direction(away), _direction(incident)
+        incident, analyser = ("u" if letter in "uU*" else letter for letter in (incident, analyser))
         name = f"{_tidy(toward)}({_tidy(incident)}{_tidy(analyser)}){_tidy(away)}"
-        _require_transverse(name, incident, polarization, toward, k_incident)
-        if analyser == "u":
-            # any two unit vectors across the direction give the same sum
-            analysed = np.linalg.svd(k_scattered[None])[2][1:]
-        else:
-            analysed = _direction(analyser)[None]
-            _require_transverse(name, analyser, analysed[0], away, k_scattered)
-        return cls(name, polarization, analysed)
+        return cls(name, _polarizations(name, incident, toward), _polarizations(name, analyser, away))
 
     @classmethod
     def _from_vectors(cls, text: str) -> Self:
@@ -98,7 +91,7 @@ class ScatteringGeometry:
             raise SpectrumError(f"scattering geometry {text!r}: two polarizations are needed, got {len(vectors)}")
         name = ":".join(",".join(f"{x:g}" for x in v) for v in vectors)
         first, second = (v / np.linalg.norm(v) for v in vectors)
-        return cls(name, first, second[None])
+        return cls(name, first[None], second[None])
 
     @property
     def file_name(self) -> str:
@@ -115,7 +108,8 @@ class ScatteringGeometry:
     @cached_property
     def weights(self) -> Array:
         """(21,) so that the intensity is ``weights @ lineshapes``."""
-        return np.sum([scattering_weights(self.incident, seen) for seen in self.analysed], axis=0)
+        weights = [[scattering_weights(sent, seen) for seen in self.analysed] for sent in self.incident]
+        return np.asarray(np.sum(weights, axis=1).mean(axis=0))
 
     def intensity(self, lineshapes: Array) -> Array:
         """Return the intensity (..., n) from lineshapes (..., 21, n), in their unit and form."""
@@ -124,12 +118,12 @@ class ScatteringGeometry:
     def powder(self, invariants: Mapping[RamanKind, Array]) -> Array:
         """Return the average over all orientations of the sample, ``VV cos^2 + VH sin^2`` of the angle of e_i and e_s.
 
-        Without an analyser both polarizations are summed.
+        Without an analyser both polarizations are summed; over those of natural incident light the mean is taken.
 
         Args:
             invariants: vv and vh in any form, see :func:`mimyria_wf.spectrum.raman_invariants`.
         """
-        parallel = float(((self.analysed @ self.incident) ** 2).sum())
+        parallel = float(((self.analysed @ self.incident.T) ** 2).sum(axis=0).mean())
         return np.asarray(invariants["vv"] * parallel + invariants["vh"] * (len(self.analysed) - parallel))
 
 
@@ -143,6 +137,17 @@ def _direction(text: str) -> Array:
     axes = _TURNED if "'" in text else _AXES
     sign = -1.0 if ("-" in text) != (MACRON in text) else 1.0
     return sign * np.array(axes[re.sub(r"[^XYZ]", "", text)])
+
+
+def _polarizations(name: str, letter: str, along: str) -> Array:
+    """Return the polarization of a letter (1, 3), or for ``u`` two across the direction (2, 3)."""
+    direction = _direction(along)
+    if letter == "u":
+        # any two unit vectors across the direction give the same sum
+        return np.asarray(np.linalg.svd(direction[None])[2][1:])
+    vector = _direction(letter)
+    _require_transverse(name, letter, vector, along, direction)
+    return np.asarray(vector[None])
 
 
 def _tidy(text: str) -> str:

@@ -30,7 +30,7 @@ from mimyria_wf.derivatives import (
 from mimyria_wf.errors import SpectrumError
 from mimyria_wf.frames import TrajectoryReader, as_cell
 from mimyria_wf.series_files import Kind, PropertySeries, as_polarizability, read_series
-from mimyria_wf.trajectory import open_trajectory
+from mimyria_wf.trajectory import check_velocities, open_trajectory
 from mimyria_wf.units import WAVENUMBER
 
 Array = NDArray[Any]
@@ -345,12 +345,12 @@ def _timestep_beside(run: TrajectoryReader, series: PropertySeries, given: float
 
 def _temperature_of(run: TrajectoryReader) -> float:
     """Return the mean kinetic temperature of a run, counted by the motions that its velocities lack [K]."""
-    run.require_velocities()
+    check_velocities(run)
     total, n_frames, degrees = 0.0, 0, 0
     for _, part in run.chunks(1000):
         assert part.velocities is not None
         if not degrees:
-            is_periodic = bool(run.pbc.any())
+            is_periodic = bool(run.pbc.all())
             removed = find_removed_motion(run.masses, part.positions, part.velocities, is_periodic)
             degrees = count_degrees_of_freedom(run.n_atoms, removed, is_linear(run.masses, part.positions[0]))
         total += float(kinetic_temperature(run.masses, part.velocities, degrees).sum())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mimyria_wf.cca import additivity, cca_spectra
 from mimyria_wf.derivatives import DerivativeSeries, derivative_series, is_derivatives_file, read_derivatives
-from mimyria_wf.errors import SpectrumError
+from mimyria_wf.errors import SpectrumError, TrajectoryError
 from mimyria_wf.gates import (
     Gate,
     additivity_gate,
@@ -26,6 +26,7 @@ from mimyria_wf.gates import (
     energy_gate,
     ir_gates,
     raman_gates,
+    velocity_gate,
 )
 from mimyria_wf.geometry import ScatteringGeometry
 from mimyria_wf.intensity import RamanForm
@@ -49,7 +50,7 @@ from mimyria_wf.spectrum import (
     ir_spectrum,
     raman_spectrum,
 )
-from mimyria_wf.trajectory import open_trajectory
+from mimyria_wf.trajectory import check_velocities, open_trajectory
 from mimyria_wf.units import WAVENUMBER
 
 __all__ = [
@@ -113,6 +114,11 @@ def _labelled_series(path: Path, timestep: float | None, cell: Array | None) -> 
     labelled = read_labels(path)
     reader = open_trajectory(path, timestep=timestep, cell=cell)
     reader.require_velocities()
+    try:
+        check_velocities(reader)
+        velocity_error = ""
+    except TrajectoryError as error:  # a gate says it: tensors and velocities may be made up, for a test of one's own
+        velocity_error = str(error)
     run = reader.read()
     assert run.velocities is not None
     tensors: dict[str, Array | None] = {}
@@ -134,7 +140,9 @@ def _labelled_series(path: Path, timestep: float | None, cell: Array | None) -> 
         name=run.name,
         volume=volume,
         is_periodic=is_periodic,
-        metadata={"source": "labels"},
+        # atoms that do not move at all are a model of somebody's making: nothing to judge
+        metadata={"source": "labels"}
+        | ({"velocity_error": velocity_error} if np.ptp(run.positions, axis=0).any() else {}),
     )
 
 
@@ -228,6 +236,8 @@ def spectra_files(
     if cca is not None:
         gates.append(additivity_gate(additivity(cca, ir, raman)))
     gates += [energy_gate(runs), energy_fluctuation_gate(runs)]
+    if any("velocity_error" in run.metadata for run in runs):
+        gates.append(velocity_gate(runs))
     summary = _summary(runs, ir, raman, gates, settings, notes)
     if cca is not None:
         n_frames = sum(run.n_frames for run in runs)
@@ -303,7 +313,10 @@ def _require_same_targets(runs: Sequence[DerivativeSeries]) -> None:
     names = [run.name for run in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise SpectrumError(f"two of the files hold a run named {twice[0]}; runs must differ to count as independent")
+        raise SpectrumError(
+            f"two of the files hold a run named {twice[0]}; runs must differ to count as independent "
+            "(`derive --name`, or rename the trajectories before `predict`)"
+        )
 
 
 def _require_new_data(run: DerivativeSeries, hashes: dict[str, str]) -> None:
@@ -419,7 +432,7 @@ def _run_record(run: DerivativeSeries) -> dict[str, Any]:
         "energy_fluctuation_ratio": run.metadata.get("energy_fluctuation_ratio"),
         "volume": run.volume,
         "degrees_of_freedom": run.degrees_of_freedom,
-        "removed_motion": run.removed_motion,
+        "removed_motion": run.removed_motion if run.origin == "velocities" else None,
         "source": run.metadata.get("source"),
         "origin": run.origin,
     }

@@ -19,6 +19,7 @@ from mimyria_wf.gates import (
     raman_gates,
     side_lobes,
     standard_error,
+    velocity_gate,
 )
 from mimyria_wf.md_summary import energy_conservation
 from mimyria_wf.spectrum import LINESHAPES, SpectrumSettings, ir_spectrum, lineshape, raman_spectrum
@@ -452,3 +453,13 @@ def test_energy_fluctuation_of_a_trajectory(tmp_path, velocity, mass, expected):
     noise = replace(trajectory, observables={"potential_energy": rng.normal(size=2000)})
     write_trajectory(tmp_path / "thermostat.h5", noise)
     assert energy_conservation(open_trajectory(tmp_path / "thermostat.h5"))["energy_fluctuation_ratio"] is None
+
+
+def test_velocities_that_do_not_fit_fail():
+    run = harmonic_runs(n_runs=2)[0]
+    told = [replace(run, metadata={"velocity_error": text}) for text in ("", "a.xyz: 10 times as fast")]
+    assert velocity_gate([run]).passed is None
+    assert velocity_gate(told[:1]).passed is True
+    gate = velocity_gate(told)
+    assert gate.passed is False
+    assert gate.text == "a.xyz: 10 times as fast"

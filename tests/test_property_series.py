@@ -12,7 +12,7 @@ from mimyria_wf.property_series import derive_files, differentiate, unwrap_dipol
 from mimyria_wf.series_files import PropertySeries, read_series
 from mimyria_wf.spectrum import SpectrumSettings, ir_prefactor, ir_spectrum
 from mimyria_wf.trajectory import Trajectory, default_masses, write_trajectory
-from mimyria_wf.units import BOHR, WAVENUMBER
+from mimyria_wf.units import BOHR, BOHR_PER_AU_TIME, WAVENUMBER
 
 SIO2 = Path(__file__).resolve().parents[2] / "shared" / "data" / "sio2_md_dfpt_vasp"
 DEBYE = 0.20819433  # e A, as in textbooks
@@ -137,12 +137,15 @@ class TestCp2k:
 
     def test_temperature_from_a_trajectory_without_cell(self, tmp_path):
         """CP2K's xyz files hold no cell; a periodic dipole's quanta are e times its vectors."""
-        for kind, scale in (("pos", 1.0), ("vel", 1e-3)):
-            frame = "3\n i = {i:8d}, time = {t:12.3f}, E = -17.0\n" + "".join(
-                f"  {s} {x * scale:.6f} {(x + 1) * scale:.6f} {-x * scale:.6f}\n"
-                for s, x in (("O", 0.1), ("H", 1.1), ("H", -2))
-            )
-            put(tmp_path / f"w-{kind}-1.xyz", "".join(frame.format(i=i, t=0.5 * i) for i in range(4)))
+        start = np.array([[0.1, 1.1, -0.1], [1.1, 2.1, -1.1], [-2.0, -1.0, 2.0]])
+        velocity = 1e-3 * start  # in bohr and atomic units of time; the atoms fly on
+        frames = {"pos": lambda i: start + 0.5 * i * velocity * BOHR_PER_AU_TIME, "vel": lambda i: velocity}
+        for kind, rows in frames.items():
+            text = ""
+            for i in range(4):
+                text += f"3\n i = {i:8d}, time = {0.5 * i:12.3f}, E = -17.0\n"
+                text += "".join(f"  {s} {x:.9f} {y:.9f} {z:.9f}\n" for s, (x, y, z) in zip("OHH", rows(i)))
+            put(tmp_path / f"w-{kind}-1.xyz", text)
         table, out = put(tmp_path / "m.dat", 4 * BLOCK), tmp_path / "d.h5"
         result = derive_files([table], out, kind="dipole", trajectory=tmp_path / "w-pos-1.xyz")
         assert result["timestep_fs"] == 0.5
