@@ -64,6 +64,7 @@ class PropertySeries:
         timestep: between values, where the files say it [fs].
         quanta: (3, 3) rows that a periodic dipole is defined modulo [e A], or None.
         volume: of the cell, where the files say it [A^3].
+        span: times of the first and of the last value, where the files say them [fs].
         sources: the files, for messages and provenance.
         notes: what was found on the way.
     """
@@ -73,6 +74,7 @@ class PropertySeries:
     timestep: float | None = None
     quanta: Array | None = None
     volume: float | None = None
+    span: tuple[float, float] | None = None
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -112,12 +114,15 @@ def read_series(
         columns: of tables that do not name them, such as "xx yy zz xy yz zx"; "-" for a column to leave out.
 
     Raises:
-        SpectrumError: a file is missing or unreadable, of another kind, or says neither unit nor columns.
+        SpectrumError: a file is missing or unreadable, of another kind, or says neither unit nor columns; or the times
+            of consecutive pieces leave a gap or overlap.
     """
     if kind not in get_args(Kind):
         raise SpectrumError(f"kind is one of {get_args(Kind)}, got {kind!r}")
     files = series_paths(paths)
     if _is_vasp(files[0]):
+        if unit is not None:
+            raise SpectrumError(f"{files[0]}: VASP's dielectric tensors have no unit, got {unit!r}; leave out --unit")
         return _read_vasp(files, kind)
     pieces = [_read_file(path, kind, unit, columns) for path in files]
     first = pieces[0]
@@ -132,7 +137,38 @@ def read_series(
             raise SpectrumError(
                 f"{piece.label}: {piece.timestep} fs between values, but {first.timestep} fs in {first.label}"
             )
-    return replace(first, values=np.concatenate([p.values for p in pieces]), sources=tuple(map(str, files)))
+    for before, after in itertools.pairwise(pieces):
+        _require_consecutive(before, after)
+    span = None
+    if first.span is not None and pieces[-1].span is not None:
+        span = (first.span[0], pieces[-1].span[1])
+    values = np.concatenate([p.values for p in pieces])
+    return replace(first, values=values, span=span, sources=tuple(map(str, files)))
+
+
+def _time_tolerance(length: float) -> float:
+    """Return how far printed times may be off [fs]: three decimals, and six digits of what is long."""
+    return max(2e-3, 1e-6 * length)
+
+
+def _require_consecutive(before: PropertySeries, after: PropertySeries) -> None:
+    """Refuse pieces whose times do not go on one step after each other; a difference across a gap is no derivative."""
+    if before.span is None or after.span is None or not before.timestep:
+        return
+    (_, last), (start, _) = before.span, after.span
+    step = before.timestep
+    tolerance = _time_tolerance(max(before.span[1] - before.span[0], after.span[1] - after.span[0]))
+    if abs(start - last - step) <= min(tolerance, 0.25 * step):
+        return
+    if abs(start - last) <= min(tolerance, 0.25 * step):
+        found, remedy = f"repeats {last:g} fs, the last time of {before.label}", "remove its first row"
+    elif start < last:
+        found = f"starts at {start:g} fs, before the end of {before.label}, {last:g} fs"
+        remedy = "give the files in the order of time without overlap; times that begin anew are left out by --columns"
+    else:
+        found = f"starts at {start:g} fs, but {before.label} ends at {last:g} fs with {step:g} fs between values"
+        remedy = "add what is missing, or derive the pieces one by one as runs of their own"
+    raise SpectrumError(f"{after.label}: {found}; {remedy}")
 
 
 def series_paths(paths: Sequence[str | Path]) -> list[Path]:
@@ -214,10 +250,12 @@ def _read_file(path: Path, kind: Kind, unit: str | None, columns: str | None) ->
         head = "".join(line for _, line in zip(range(12), file))
     if is_moments(head):
         _require_kind(path, kind, "dipole", "CP2K moments")
+        _unit_factor(path, kind, unit, {"debye"})
         moments = read_moments(path)
         return PropertySeries("dipole", moments.dipoles, quanta=moments.quanta, sources=(str(path),))
     if is_polar_blocks(head):
         _require_kind(path, kind, "polarizability", "CP2K polarizabilities")
+        _unit_factor(path, kind, unit, {"a.u."})
         note = "POLAR_MATRIX prints five decimals only; the *.polar table of DO_RAMAN has eight"
         return PropertySeries("polarizability", _six(read_polar_blocks(path)), sources=(str(path),), notes=(note,))
     return _from_table(path, kind, unit, columns)
@@ -231,6 +269,8 @@ def _require_kind(path: Path, kind: Kind, found: Kind, what: str) -> None:
 def _unit_factor(path: Path, kind: Kind, given: str | None, stated: set[str]) -> float:
     """Return the factor from the unit that the file states or the user gives."""
     if kind == "dielectric":
+        if given is not None and _plain(given) not in ("", "1"):
+            raise SpectrumError(f"{path}: a dielectric series has no unit, got {given!r}; leave out --unit")
         return 1.0
     known = {_plain(name): name for name in UNITS[kind]} | {k: v for k, v in _SAME_UNIT.items() if v in UNITS[kind]}
     units = {known.get(_plain(u), u) for u in stated}
@@ -350,11 +390,14 @@ def _assemble(path: Path, kind: Kind, rows: Array, names: list[str], factor: flo
                 sums[:, c] += rows[:, column]
                 counts[c] += 1
         values = sums / counts
-    timestep = None
+    timestep = span = None
     if "time" in names and len(rows) > 1:
         times = rows[:, names.index("time")]
-        timestep = timestep_from_times(times, None, str(path), max(2e-3, 1e-6 * float(np.ptp(times))))
-    return PropertySeries(kind, values * factor, timestep=timestep, sources=(str(path),))
+        if np.median(np.diff(times)) < 0:
+            raise SpectrumError(f"{path}: its times decrease, {times[0]:g} to {times[-1]:g} fs; reverse the rows")
+        timestep = timestep_from_times(times, None, str(path), _time_tolerance(float(np.ptp(times))))
+        span = (float(times[0]), float(times[-1]))
+    return PropertySeries(kind, values * factor, timestep=timestep, span=span, sources=(str(path),))
 
 
 def as_polarizability(series: PropertySeries, volume: float) -> PropertySeries:

@@ -225,6 +225,49 @@ class TestTables:
         with pytest.raises(TrajectoryError, match="frames are not equally spaced in time"):
             read_series([path], "dipole")
 
+    @pytest.mark.parametrize(
+        ("start", "match"),
+        [
+            (2.5, "starts at 2.5 fs, but a.dat ends at 1 fs with 0.5 fs between values"),
+            (1.0, "repeats 1 fs, the last time of a.dat; remove its first row"),
+            (0.5, "starts at 0.5 fs, before the end of a.dat, 1 fs; give the files in the order of time"),
+            (1.7, "starts at 1.7 fs, but a.dat ends at 1 fs"),
+        ],
+    )
+    def test_times_of_pieces_go_on(self, tmp_path, monkeypatch, start, match):
+        """A difference across a gap, divided by the time step, would be a spike in the derivative."""
+        monkeypatch.chdir(tmp_path)
+
+        def piece(name, first):
+            rows = "".join(f"{first + 0.5 * k:.6f} {k} 2 3\n" for k in range(3))
+            return put(Path(name), "time [fs] x [debye] y [debye] z [debye]\n" + rows)
+
+        pieces = [piece("a.dat", 0.0), piece("b.dat", 1.5), piece("c.dat", 3.0)]
+        series = read_series(pieces, "dipole")
+        assert series.n_frames == 9
+        assert series.span == (0.0, 4.0)
+        with pytest.raises(SpectrumError) as caught:
+            read_series([pieces[0], piece("bad.dat", start)], "dipole")
+        assert match in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_decreasing_times_are_refused(self, tmp_path):
+        rows = "".join(f"{-0.5 * k} {k} 2 3\n" for k in range(4))
+        path = put(tmp_path / "m.dat", "time [fs] x [debye] y [debye] z [debye]\n" + rows)
+        with pytest.raises(SpectrumError, match=r"m.dat: its times decrease, -?0 to -1.5 fs; reverse the rows"):
+            read_series([path], "dipole")
+
+    def test_a_unit_that_does_nothing_is_refused(self, tmp_path):
+        path = put(tmp_path / "e.dat", "2 0 0 0 2 0 0 0 2\n" * 3)
+        assert read_series([path], "dielectric").n_frames == 3
+        assert read_series([path], "dielectric", unit="1").n_frames == 3
+        with pytest.raises(SpectrumError, match=r"a dielectric series has no unit, got 'A\^3'; leave out --unit"):
+            read_series([path], "dielectric", unit="A^3")
+        moments = put(tmp_path / "moments.dat", MOLECULAR)
+        assert read_series([moments], "dipole", unit="debye").n_frames == 3
+        with pytest.raises(SpectrumError, match="the file says 'debye'"):
+            read_series([moments], "dipole", unit="a.u.")
+
     def test_pieces_follow_one_another(self, tmp_path):
         one = put(tmp_path / "1.dat", "# time [fs] x [D] y [D] z [D]\n0 1 2 3\n2 4 5 6\n")
         two = put(tmp_path / "2.dat", "# time [fs] x [D] y [D] z [D]\n4 7 8 9\n6 4 5 6\n")
