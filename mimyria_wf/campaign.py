@@ -664,6 +664,10 @@ class Spectra(Section):
         "header.",
         json_schema_extra=FILE,
     )
+    measured_units: Text | None = Field(
+        None,
+        description="With `measured`: units of both axes where the file does not say them, `cm^-1, 10^3 cm^-1`.",
+    )
 
     @field_validator("geometries")
     @classmethod
@@ -693,7 +697,7 @@ class Spectra(Section):
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
         if self.groups is None:
-            for key in ("relations", "connectivity", "rdf", "groups_every", "max_lag_fs"):
+            for key in ("relations", "units", "connectivity", "rdf", "groups_every", "max_lag_fs"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     raise wrong(key, "does nothing without groups", "add groups:, or remove it")
             return self
@@ -715,6 +719,8 @@ class Spectra(Section):
     def _fits_together(self) -> Self:
         if self.verlet_timestep_fs is not None and not self.verlet_correction:
             raise wrong("verlet_timestep_fs", "does nothing without verlet_correction: true", "add it, or remove this")
+        if self.measured_units is not None and self.measured is None:
+            raise wrong("measured_units", "does nothing without measured", "add measured: FILE, or remove it")
         if self.laser_nm is not None:
             from mimyria_wf.errors import MimyriaError
             from mimyria_wf.intensity import RamanForm
@@ -907,6 +913,18 @@ class Campaign(Section):
             raise wrong(
                 "reference", "needs labels.engine: tblite", "remove it: one label a frame is too dear otherwise"
             )
+        for target, kind, keys in (
+            ("apt", "IR", ("measured",)),
+            ("pgt", "Raman", ("geometries", "statistics", "laser_nm")),
+        ):
+            for key in keys if target not in self.targets else ():
+                if getattr(self.spectra, key) != Spectra.model_fields[key].default:
+                    owner = "training.targets" if self.training is not None else "models"
+                    raise wrong(
+                        f"spectra.{key}",
+                        f"is for {kind} spectra, but {owner} has no {target}",
+                        f"add {target} to {owner}, or remove it",
+                    )
         if self.sampling is not None and self.spectra.verlet_timestep_fs is not None:
             raise wrong(
                 "spectra.verlet_timestep_fs",

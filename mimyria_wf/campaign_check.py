@@ -56,7 +56,7 @@ IN_CAMPAIGN = {
     "timestep=": "timestep_fs: ",
     "read with drop_truncated": "write {path: ..., drop_truncated: true}",
     "give cell= [A]": "give system.cell_A",
-    " (--measured-units), or write": ", by writing",
+    " (--measured-units), or write": " by spectra.measured_units, or write",
 }
 """What the core's messages call differently than a campaign file does."""
 WHOLE_SCAN = 5e8
@@ -954,14 +954,18 @@ class _Check:
             self.error(("spectra", "groups"), f"do not fit, {statement}", remedy or "correct them")
 
     def _measured(self) -> None:
-        value = self.campaign.spectra.measured
+        value, units = self.campaign.spectra.measured, self.campaign.spectra.measured_units
         if value is None or not self._exists(value):
             return
         from mimyria_wf.measured import read_measured
 
         path = self.campaign.path(value)
-        with self._reporting(("spectra", "measured"), path, "write the units of both axes into the file"):
-            read_measured(path)
+        key_path: KeyPath = ("spectra", "measured")
+        with self._reporting(key_path, path, "write the units of both axes into the file"):
+            if read_measured(path, units).kind == "raman":
+                self.error(
+                    key_path, "must be an IR spectrum, this is Raman", "draw it with `mimyria-wf plot` afterwards"
+                )
 
     def _convergence(self, runs: Sequence[_Run]) -> None:
         convergence, training = self.campaign.convergence, self.campaign.training

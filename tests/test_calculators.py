@@ -297,6 +297,7 @@ def test_final_spectra(code: orm.AbstractCode, remote: Callable[[str], orm.Remot
         "statistics": "harmonic",
         "laser_nm": 532.0,
         "verlet_timestep_fs": 0.5,
+        "measured_units": "cm^-1, 10^3 cm^-1",
     }
     inputs = {
         "code": code,
@@ -310,6 +311,7 @@ def test_final_spectra(code: orm.AbstractCode, remote: Callable[[str], orm.Remot
     assert chosen.geometry == ["X(ZZ)Y", "-Z(XY)X"]
     assert (chosen.statistics, chosen.laser_nm, chosen.verlet_timestep_fs) == ("harmonic", 532.0, 0.5)
     assert [files[str(path)] for path in chosen.measured] == ["##TITLE=water"]
+    assert chosen.measured_units == "cm^-1, 10^3 cm^-1"
     wanted = {("spectra/*.nc", ".", 2), ("spectra/jcamp/*.jdx", ".", 3), ("spectra/*.pdf", ".", 2)}
     assert wanted <= {entry for entry in info.retrieve_list if not isinstance(entry, str)}
 

@@ -711,6 +711,19 @@ BAD = [
     ),
     pytest.param(
         "  window_fs: 500",
+        "  units: molecules",
+        "spectra.units does nothing without groups: add groups:, or remove it (campaign.yaml, line 39)",
+        id="units_without_groups",
+    ),
+    pytest.param(
+        "  window_fs: 500",
+        "  measured_units: cm^-1, cm^-1",
+        "spectra.measured_units does nothing without measured: add measured: FILE, or remove it "
+        "(campaign.yaml, line 39)",
+        id="measured_units_without_measured",
+    ),
+    pytest.param(
+        "  window_fs: 500",
         "  laser_nm: 0",
         "spectra.laser_nm must be greater than 0, got 0: write a positive number (campaign.yaml, line 39)",
         id="no_laser",
@@ -724,6 +737,34 @@ def test_bad_file_gives_one_line_with_file_line_and_remedy(old: str, new: str, m
     with pytest.raises(CampaignError) as caught:
         parse_campaign(CLUSTER.replace(old, new, 1))
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("targets", "lines", "message"),
+    [
+        (
+            "[apt]",
+            "window_fs: 15\n  geometries: [Z(XX)Z]",
+            "spectra.geometries is for Raman spectra, but %s has no pgt",
+        ),
+        ("[apt]", "window_fs: 15\n  laser_nm: 532", "spectra.laser_nm is for Raman spectra, but %s has no pgt"),
+        (
+            "[apt]",
+            "window_fs: 15\n  statistics: harmonic",
+            "spectra.statistics is for Raman spectra, but %s has no pgt",
+        ),
+        ("[pgt]", "window_fs: 15\n  measured: ir.csv", "spectra.measured is for IR spectra, but %s has no apt"),
+    ],
+)
+def test_what_needs_a_tensor_that_nobody_learns_is_refused(targets: str, lines: str, message: str) -> None:
+    """Not after days of computing, by the last job."""
+    good = CLUSTER.replace("  window_fs: 500", f"  {lines}", 1)
+    parse_campaign(good)
+    with pytest.raises(CampaignError) as caught:
+        parse_campaign(good.replace("targets: [apt, pgt]", f"targets: {targets}", 1))
+    (line,) = str(caught.value).splitlines()
+    assert message % "training.targets" in line
+    assert line.endswith(f"(campaign.yaml, line {good.count(chr(10), 0, good.index(lines)) + 2})")
 
 
 def test_there_are_many_kinds_of_bad_files() -> None:

@@ -1280,6 +1280,8 @@ def test_a_measured_spectrum_needs_units(tmp_path: Path) -> None:
     assert problem.line == 21
     assert "ir.csv" in str(problem)
     assert "unit" in str(problem)
+    assert "spectra.measured_units" in str(problem)
+    assert check(tmp_path, text + "  measured_units: cm^-1, cm^-1\n", put("ir.csv", "1000,1\n1001,2\n")).is_valid
     assert check(tmp_path, text, put("ir.csv", "wavenumber [cm^-1], n alpha [cm^-1]\n1000,1\n1001,2\n")).is_valid
 
 

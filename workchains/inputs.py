@@ -61,6 +61,7 @@ def campaign_inputs(campaign: Campaign, codes: Mapping[str, orm.AbstractCode]) -
     )
     final = {"geometry": list(spectra.geometries) or None, "laser_nm": spectra.laser_nm}
     final["statistics"] = None if spectra.statistics == "classical" else spectra.statistics
+    final["measured_units"] = spectra.measured_units
     if present := _present(**final):
         inputs["final_spectra"] = orm.Dict(present)
     if scheme is not None:
