@@ -25,6 +25,11 @@ from mimyria_wf.spectrum import IR_KIND, IR_UNIT, IrSpectrum
 
 Array = NDArray[Any]
 Normalisation = Literal["auto", "absolute", "maximum", "integral"]
+_PICTURES = (".png", ".pdf", ".svg")
+_UNLIKE = 30.0
+"""Factor between measured and computed maxima from which the units are doubted; theory is off by less than that."""
+_NARROW = 0.05
+"""Fraction of the range shown, and of a measured spectrum, below which they hardly overlap."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def plot_files(
 
     Returns:
         ``files``; ``curves``, each with ``label``, ``source``, ``kind``, ``unit`` and the ``factor`` it was multiplied
-        with; ``normalisation``.
+        with; ``normalisation``; ``notes``, such as of measured spectra whose units look wrong.
 
     Raises:
         SpectrumError: nothing to draw, an unknown spectrum, units that differ, a range without points.
@@ -82,6 +87,8 @@ def plot_files(
         raise SpectrumError(f"the range must increase, got {lower:g} to {upper:g} cm^-1")
     if not directories:
         raise SpectrumError("no folder of spectra to draw")
+    if Path(out).suffix.lower() not in _PICTURES:
+        raise SpectrumError(f"{out}: a picture ends in {', '.join(_PICTURES)}, not in {Path(out).suffix!r}")
     if labels and len(labels) not in (len(directories), len(directories) + len(measured)):
         raise SpectrumError(
             f"{len(labels)} labels for {len(directories)} folders and {len(measured)} measured spectra; give one each"
@@ -110,6 +117,7 @@ def plot_files(
         "files": files,
         "curves": described,
         "normalisation": text or "absolute",
+        "notes": [note for note in _doubts(entries, n_computed, lower, upper) if note],
     }
 
 
@@ -130,9 +138,10 @@ def plot_measured(
     curves, factors, label, text = _normalised(entries, 1, "auto", 0.0, upper)
     caption = " ".join(part for part in (f"IR: {IR_KIND}.", text, caption_of(summary)) if part)
     files = plots.plot_overlay(path, curves, label, caption, upper, warning=warning_of(summary))
+    notes = _doubts(entries, 1, 0.0, upper)
     records = [
-        {"source": spectrum.source, "unit": spectrum.unit, "factor": factor}
-        for spectrum, factor in zip(measured, factors[1:])
+        {"source": spectrum.source, "unit": spectrum.unit, "factor": factor} | ({"note": note} if note else {})
+        for spectrum, factor, note in zip(measured, factors[1:], notes)
     ]
     return {"files": files, "measured": records}
 
@@ -221,11 +230,13 @@ def _normalised(
         (unit,) = computed_units
         assert unit is not None
         factors, labels = [], []
-        for entry in entries:
+        doubts = [""] * n_computed + _doubts(entries, n_computed, lower, upper)
+        for i, entry in enumerate(entries):
             is_same = entry.unit == unit
             factors.append(1.0 if is_same else _ratio(entries[0], entry, lower, upper))
             is_said = len(entries) > n_computed
-            how = "absolute" if is_same else f"scaled by {factors[-1]:.4g} to the maximum of {entries[0].curve.label}"
+            absolute = "absolute, units?" if doubts[i] else "absolute"
+            how = absolute if is_same else f"scaled by {factors[-1]:.4g} to the maximum of {entries[0].curve.label}"
             labels.append(f"{entry.curve.label} ({how})" if is_said else entry.curve.label)
         unit_label = plots.IR_LABEL if unit == IR_UNIT else unit
         is_all = all(entry.unit == unit for entry in entries)
@@ -242,6 +253,32 @@ def _normalised(
         for entry, factor, label in zip(entries, factors, labels)
     ]
     return curves, factors, unit_label, text
+
+
+def _doubts(entries: Sequence[_Entry], n_computed: int, lower: float, upper: float) -> list[str]:
+    """Return for each measured spectrum why its units look wrong, or nothing."""
+    return [_doubt(entries[0], entry, lower, upper) for entry in entries[n_computed:]]
+
+
+def _doubt(first: _Entry, other: _Entry, lower: float, upper: float) -> str:
+    axis = other.curve.wavenumber
+    shown = max(lower, first.curve.wavenumber[0]), min(upper, first.curve.wavenumber[-1])
+    low, high = max(shown[0], axis[0]), min(shown[1], axis[-1])
+    shared = high - low
+    if shared < _NARROW * (shown[1] - shown[0]) or shared < _NARROW * (axis[-1] - axis[0]):
+        return (
+            f"{other.curve.label} reaches from {axis[0]:.4g} to {axis[-1]:.4g} cm^-1 and hardly overlaps with the "
+            f"{shown[0]:.4g} to {shown[1]:.4g} cm^-1 shown: is the unit of its first axis right?"
+        )
+    if other.unit is None or other.unit != first.unit:
+        return ""
+    largest = [np.abs(_seen(entry, low, high)[1]).max() for entry in (first, other)]
+    if largest[0] > 0 and not 1 / _UNLIKE <= largest[1] / largest[0] <= _UNLIKE:
+        return (
+            f"the maximum of {other.curve.label} is {largest[1]:.3g} {other.unit}, that of {first.curve.label} "
+            f"{largest[0]:.3g}, between {low:.0f} and {high:.0f} cm^-1: is the unit of its second axis right?"
+        )
+    return ""
 
 
 def _ratio(first: _Entry, other: _Entry, lower: float, upper: float) -> float:

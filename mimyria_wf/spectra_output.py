@@ -46,8 +46,12 @@ def write_spectra(
     summary: dict[str, Any],
     draws: bool = True,
 ) -> list[str]:
-    """Write a folder of spectra; returns the names of its files."""
+    """Write a folder of spectra; returns the names of its files.
+
+    What an earlier call wrote into the folder is removed first: tables of other runs would pass for those of these.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    remove_earlier(out)
     caption, warning = caption_of(summary), warning_of(summary)
     files: list[str] = []
     if ir is not None:
@@ -60,6 +64,29 @@ def write_spectra(
     return files
 
 
+def remove_earlier(out: Path) -> list[str]:
+    """Remove the files of spectra that the ``summary.json`` of a folder lists, and nothing else; returns their names.
+
+    ``summary.json`` itself stays until it is written anew.
+    """
+    try:
+        summary = json.loads((out / "summary.json").read_text())
+    except (OSError, ValueError):
+        return []
+    if not isinstance(summary, dict) or "gates" not in summary or not isinstance(summary.get("files"), dict | list):
+        return []  # not a summary of spectra
+    removed = []
+    for name in summary["files"]:
+        path, parts = out / str(name), Path(str(name)).parts
+        # the summary is a file that anyone can edit: never reach out of the folder
+        is_inside = ".." not in parts and (len(parts) == 1 or (len(parts) == 2 and parts[0] == "jcamp"))
+        if is_inside and path.suffix in _SUFFIXES and path.is_file():
+            path.unlink()
+            removed.append(str(name))
+    return removed
+
+
+_SUFFIXES = (".csv", ".jdx", ".nc", ".png", ".pdf")
 _FILES = {
     "ir": "IR absorption n alpha",
     "ir_tensor": "IR absorption tensor",

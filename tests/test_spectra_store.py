@@ -279,3 +279,48 @@ def test_bad_input_has_a_clear_line(folder, tmp_path):
         plot_files([only / "raman"], tmp_path / "x.png")
     with pytest.raises(SpectrumError, match="need polarizability derivatives"):
         spectra_files([only / "ir.h5"], only / "out", settings=QUICK, draws=False, geometries=["Z(XX)Z"])
+
+
+def test_files_of_an_earlier_call_go_and_nothing_else_does(tmp_path):
+    out = tmp_path / "out"
+    for name, groups in (("water", GROUPS), ("quartz", ("all",))):
+        run = series(0, groups)
+        if name == "quartz":
+            run = DerivativeSeries(
+                "q", 0.5, 300.0, None, run.polarizability_derivative, groups, volume=900.0, is_periodic=True
+            )
+        write_derivatives(tmp_path / f"{name}.h5", run)
+    spectra_files([tmp_path / "water.h5"], out, settings=QUICK, draws=False)
+    raman_files(out, form=RamanForm("harmonic"), draws=False)
+    assert {"ir.csv", "cca_ir.csv", "raman_harmonic.csv"} <= {path.name for path in out.iterdir()}
+    mine = [out / "mine.csv", out / "jcamp" / "mine.jdx", tmp_path / "outside.csv", out / "sub" / "ir.csv"]
+    (out / "sub").mkdir()
+    for path in mine:
+        path.write_text("mine")
+    summary = json.loads((out / "summary.json").read_text())
+    summary["files"] |= {"../outside.csv": "", str(tmp_path / "outside.csv"): "", "sub/ir.csv": ""}
+    (out / "summary.json").write_text(json.dumps(summary))
+    summary = spectra_files([tmp_path / "quartz.h5"], out, settings=QUICK, draws=False)
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert found == {*summary["files"], "mine.csv", "jcamp/mine.jdx", "sub/ir.csv"}
+    assert "ir.csv" not in found
+    assert all(path.read_text() == "mine" for path in mine)
+
+
+def test_overlay_doubts_units(folder, tmp_path):
+    ir = read_store(folder[0]).ir
+    nu, n_alpha = ir.wavenumber, ir.n_alpha
+    for factor, text in ((1.0, ""), (20.0, ""), (1 / 20, ""), (100.0, "second axis"), (1 / 100, "second axis")):
+        path = tmp_path / "measured.csv"
+        rows = "\n".join(f"{x} {y}" for x, y in zip(nu, factor * n_alpha))
+        path.write_text(f"# units: cm^-1, cm^-1\n{rows}")
+        result = plot_files([folder[0]], tmp_path / "a.png", measured=[path])
+        assert len(result["notes"]) == bool(text)
+        assert text in "".join(result["notes"])
+        assert ("absolute, units?" if text else "(absolute)") in result["curves"][1]["label"]
+    path.write_text("# units: cm^-1, counts\n" + "\n".join(f"{x} 1" for x in np.linspace(3, 120, 40)))  # THz
+    (note,) = plot_files([folder[0]], tmp_path / "a.png", measured=[path])["notes"]
+    assert "from 3 to 120 cm^-1 and hardly overlaps" in note
+    with pytest.raises(SpectrumError, match=r"c\.xyz: a picture ends in \.png, \.pdf, \.svg, not in '\.xyz'"):
+        plot_files([folder[0]], tmp_path / "c.xyz")
+    assert plot_files([folder[0]], tmp_path / "c.svg")["files"] == ["c.svg", "c.pdf"]
