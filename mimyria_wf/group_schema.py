@@ -23,8 +23,24 @@ RelationKind = Literal["self", "same molecule", "other molecule", "neighbours", 
 _KINDS: tuple[RelationKind, ...] = ("self", "same molecule", "other molecule", "neighbours", "hydrogen bonded")
 
 
+MOST_ATOMS = 10_000_000
+"""Atom indices stay below it."""
+
+
 def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
+
+
+def _not_a_truth(value: Any) -> Any:
+    """Refuse true and false, which would count as one and zero."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {shown(value)}")
+    return value
+
+
+def _check_name(name: str, what: str) -> None:
+    if not name.strip() or "," in name or " x " in name:
+        raise ValueError(f"a {what} cannot be named {name!r}: commas and ' x ' separate names of parts")
 
 
 def _species(value: str) -> str:
@@ -53,6 +69,8 @@ def _indices(value: Any) -> Any:
             first, last = int(match[1]), int(match[2])
             if last < first:
                 raise ValueError(f"the range {one!r} runs backwards")
+            if last >= MOST_ATOMS:  # before the list is built, which could fill the memory
+                raise ValueError(f"the range {one!r} goes beyond the {MOST_ATOMS} atoms that can be numbered")
             found += range(first, last + 1)
         elif isinstance(one, int) and not isinstance(one, bool) and one >= 0:
             found.append(one)
@@ -61,6 +79,8 @@ def _indices(value: Any) -> Any:
     return sorted(set(found))
 
 
+Real = Annotated[float, BeforeValidator(_not_a_truth)]
+Count = Annotated[int, BeforeValidator(_not_a_truth)]
 Symbol = Annotated[str, Field(strict=True)]
 Symbols = Annotated[list[Symbol], BeforeValidator(_as_list), Field(min_length=1)]
 _STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
@@ -127,36 +147,36 @@ class Within(BaseModel):
 
     of: Condition
     by: Condition | None = None
-    from_: float = Field(default=0.0, alias="from", ge=0)
-    distance: float | None = Field(default=None, gt=0)
-    minimum: Literal[1, 2, 3] | None = None
-    whole_molecules: bool = True
+    from_: Real = Field(default=0.0, alias="from", ge=0)
+    distance: Annotated[float | None, BeforeValidator(_not_a_truth)] = Field(default=None, gt=0)
+    minimum: Annotated[Literal[1, 2, 3] | None, BeforeValidator(_not_a_truth)] = None
+    whole_molecules: bool = Field(default=True, strict=True)
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
         if (self.distance is None) == (self.minimum is None):
-            raise ValueError("give either distance (A) or minimum (1 or 2, of the RDF)")
+            raise ValueError("give either distance (A) or minimum (1, 2 or 3, of the RDF)")
         if self.distance is not None and self.distance <= self.from_:
             raise ValueError(f"distance must be larger than from, got {self.distance:g} and {self.from_:g}")
         return self
 
 
 class Neighbours(BaseModel):
-    """Units of which two atoms are closer than a distance."""
+    """Units of which two atoms are at most a distance apart."""
 
     model_config = _STRICT
 
-    distance: float = Field(gt=0)
+    distance: Real = Field(gt=0)
     by: Condition | None = None
 
 
 class HydrogenBonds(BaseModel):
-    """Donor D and acceptor A closer than a distance, with an angle H-D-A below a limit."""
+    """Donor D and acceptor A at most a distance apart, with an angle H-D-A of at most a limit."""
 
     model_config = _STRICT
 
-    distance: float = Field(default=3.5, gt=0)
-    angle: float = Field(default=30.0, gt=0, le=180)
+    distance: Real = Field(default=3.5, gt=0)
+    angle: Real = Field(default=30.0, gt=0, le=180)
     donors: Symbols = ["N", "O", "F"]
     acceptors: Symbols = ["N", "O", "F"]
 
@@ -179,20 +199,24 @@ class Relation(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and "kind" in value:
-            return value
         name = None
         if isinstance(value, Mapping):
             entries = dict(value)
             name = entries.pop("name", None)
+            if "kind" in entries:  # {kind: neighbours, neighbours: {...}}, as a record has it
+                key = _kind(entries.pop("kind"))
+                own = {"neighbours": "neighbours", "hydrogen bonded": "hydrogen_bonds"}.get(key)
+                entries = {key: entries.pop(own, None) if own else None} | {
+                    k: v for k, v in entries.items() if v is not None
+                }
             if len(entries) != 1:
                 raise ValueError(f"a relation has one of the keys {', '.join(_KINDS)}, and name, got {shown(value)}")
             ((key, parameters),) = entries.items()
         else:
             key, parameters = value, None
-        kind = str(key).replace("_", " ").replace("neighbors", "neighbours")
-        if kind not in _KINDS:
-            raise ValueError(f"{shown(key)} is no relation; relations are {', '.join(_KINDS)}; other is automatic")
+        kind = _kind(key)
+        if isinstance(parameters, bool):
+            raise ValueError(f"{kind} is no switch, got {shown(parameters)}; list the relation or leave it out")
         found: dict[str, Any] = {"kind": kind, "name": kind if name is None else name}
         if kind == "neighbours":
             if isinstance(parameters, int | float):
@@ -201,10 +225,18 @@ class Relation(BaseModel):
                 raise ValueError("neighbours needs a distance: {neighbours: {distance: 4.0}}")
             return found | {"neighbours": parameters}
         if kind == "hydrogen bonded":
-            return found | {"hydrogen_bonds": parameters or {}}
-        if parameters:
+            return found | {"hydrogen_bonds": {} if parameters is None else parameters}
+        if parameters is not None:
             raise ValueError(f"{kind} has no parameters, got {shown(parameters)}")
         return found
+
+
+def _kind(key: Any) -> RelationKind:
+    kind = str(key).replace("_", " ").replace("neighbors", "neighbours")
+    for known in _KINDS:
+        if kind == known:
+            return known
+    raise ValueError(f"{shown(key)} is no relation; relations are {', '.join(_KINDS)}; other is automatic")
 
 
 class Connectivity(BaseModel):
@@ -212,7 +244,7 @@ class Connectivity(BaseModel):
 
     model_config = _STRICT
 
-    scale: float = Field(default=BOND_SCALE, gt=0.5, lt=3)
+    scale: Real = Field(default=BOND_SCALE, gt=0.5, lt=3)
     ions: list[str] = list(IONS)
     frames: Literal["first", "every"] = "first"
 
@@ -227,8 +259,8 @@ class RdfSettings(BaseModel):
 
     model_config = _STRICT
 
-    cutoff: float = Field(default=8.0, gt=1)
-    frames: int = Field(default=500, ge=1)
+    cutoff: Real = Field(default=8.0, gt=1)
+    frames: Count = Field(default=500, ge=1)
 
 
 class GroupScheme(BaseModel):
@@ -249,7 +281,7 @@ class GroupScheme(BaseModel):
     groups: dict[str, Condition] = Field(min_length=1)
     relations: list[Relation] = []
     units: Literal["atoms", "molecules"] = "atoms"
-    every: int = Field(default=1, ge=1)
+    every: Count = Field(default=1, ge=1)
     connectivity: Connectivity = Connectivity()
     rdf: RdfSettings = RdfSettings()
 
@@ -264,14 +296,19 @@ class GroupScheme(BaseModel):
         for name in self.groups:
             if name == REST:
                 raise ValueError(f"the group {REST} is made automatically of what is left; choose another name")
-            if not name.strip() or "," in name or " x " in name:
-                raise ValueError(f"a group cannot be named {name!r}: commas and ' x ' separate names of parts")
+            _check_name(name, "group")
         names = [relation.name for relation in self.relations]
         for name in names:
+            _check_name(name, "relation")
             if names.count(name) > 1:
                 raise ValueError(f"two relations are named {name!r}; give one of them another `name`")
             if name == OTHER:
                 raise ValueError(f"the relation {OTHER} is made automatically of what is left; choose another name")
+        kinds = [relation.kind for relation in self.relations]
+        for kind in ("self", "same molecule", "other molecule"):
+            if kinds.count(kind) > 1:
+                both = " and ".join(repr(r.name) for r in self.relations if r.kind == kind)
+                raise ValueError(f"{both} are both {kind}, so that the second would be empty; leave it out")
         for name, condition in self.groups.items():
             for named in _references(condition):
                 self._require(named, f"group {name}")
@@ -402,7 +439,10 @@ def read_group_scheme(path: str | Path) -> GroupScheme:
     path = Path(path)
     if not path.is_file():
         raise GroupError(f"{path}: no such file of groups")
-    text = path.read_text()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise GroupError(f"{path}: byte {error.start} is not UTF-8; save the file as plain UTF-8 text") from None
     if not text.strip():
         raise GroupError(f"{path}: the file is empty; it needs the key groups")
     try:

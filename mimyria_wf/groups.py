@@ -33,7 +33,7 @@ from mimyria_wf.membership import Frames
 from mimyria_wf.minimum_image import MinimumImage
 from mimyria_wf.neighbours import neighbour_list
 from mimyria_wf.rdf import Minimum, Rdf, RdfSum, find_minimum, write_rdfs
-from mimyria_wf.topology import Topology, find_topology
+from mimyria_wf.topology import IONS, Topology, find_topology
 from mimyria_wf.trajectory import open_trajectory
 
 __all__ = [
@@ -126,7 +126,7 @@ class ResolvedGroups:
             if name != REST and not any(one[name] for one in occupancies):
                 notes.append(f"the group {name} is empty in every frame")
         if self.scheme.every > 1:
-            notes.append(f"groups and relations are taken at every {self.scheme.every}th frame and held in between")
+            notes.append(f"groups and relations are taken once in {self.scheme.every} frames and held in between")
         return notes
 
     def metadata(self) -> dict[str, Any]:
@@ -392,8 +392,26 @@ def _check(scheme: GroupScheme, known: Sequence[tuple[str, Topology]]) -> list[s
                     raise GroupError(
                         f"groups name the atom index {index}, but {name} has {n_atoms} atoms, 0 to {n_atoms - 1}"
                     )
+    notes += _bonded_metals(scheme, [topology for _, topology in known])
     if scheme.connectivity.frames == "first":
         notes.append("molecules are those of the first frame of each trajectory")
+    return notes
+
+
+def _bonded_metals(scheme: GroupScheme, topologies: Sequence[Topology]) -> list[str]:
+    """Return a note on each metal that is part of a molecule because the scheme does not count it as an ion."""
+    notes = []
+    for symbol in sorted(set(IONS) - set(scheme.connectivity.ions)):
+        formulas: set[str] = set()
+        for topology in topologies:
+            is_metal = topology.numbers == chemical_symbols.index(symbol)
+            bonded = topology.bonds[is_metal[topology.bonds].any(axis=1)]
+            formulas.update(topology.formulas[m] for m in topology.molecule[bonded[:, 0]])
+        if formulas:
+            notes.append(
+                f"{symbol} is no ion by connectivity.ions and bonded to others: {_shortened(sorted(formulas))} count "
+                "as molecules, with what solvates it"
+            )
     return notes
 
 

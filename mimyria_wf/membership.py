@@ -17,6 +17,8 @@ Array = NDArray[Any]
 
 _DENSE = 6144
 """Pairs of atoms up to which all distances cost less than a neighbour list, with its fixed cost a frame."""
+_ROUND_OFF = 1 + 1e-9
+"""Shells and relations reach from beyond one distance up to and with another; images cost the last digits."""
 _NUMBERS_AT_ONCE = 3_000_000
 
 
@@ -98,8 +100,8 @@ class Frames:
         if within.whole_molecules:
             order, starts = self.topology.order
             nearest = np.minimum.reduceat(nearest[:, order], starts, axis=1)[:, self.topology.molecule]
-        found = nearest <= within.distance
-        return found & (nearest > within.from_) if within.from_ > 0 else found
+        found = nearest <= within.distance * _ROUND_OFF
+        return found & (nearest > within.from_ * _ROUND_OFF) if within.from_ > 0 else found
 
     def nearest(self, within: Within) -> Array:
         """Return the distance of each atom of ``by`` to the nearest atom of ``of`` (n_frames, n_atoms) [A].
@@ -130,7 +132,9 @@ class Frames:
         else:
             atoms = np.union1d(rows, columns)
             for frame in range(self.n_frames):
-                edges = neighbour_list(self.positions[frame, atoms], self.cell, self.pbc, within.distance)
+                edges = neighbour_list(
+                    self.positions[frame, atoms], self.cell, self.pbc, within.distance * _ROUND_OFF**2
+                )
                 centre, other = atoms[edges.receivers], atoms[edges.senders]
                 is_used = of[frame, other] & (owner[centre] != owner[other])
                 vectors = edges.vectors(self.positions[frame, atoms])[is_used]
@@ -179,16 +183,18 @@ class Frames:
         return self._relation_masks[key]
 
     def _pairs(self, atoms: Array, frame: int, distance: float) -> tuple[Array, Array, Array]:
-        """Return pairs of some atoms closer than a distance, in both orders, and the vectors from first to second."""
+        """Return pairs of some atoms at most a distance apart, in both orders, and the vectors from first to second."""
         positions = self.positions[frame, atoms]
         if len(atoms) ** 2 <= _DENSE and distance <= self.image.exact_radius:  # one image at most is that close
             vectors = self.image.vectors(positions[None] - positions[:, None], distance)
-            is_near = np.einsum("ijx,ijx->ij", vectors, vectors) < distance**2
+            is_near = np.sqrt(np.einsum("ijx,ijx->ij", vectors, vectors)) <= distance * _ROUND_OFF
             np.fill_diagonal(is_near, False)
             first, second = np.nonzero(is_near)
             return atoms[first], atoms[second], vectors[first, second]
-        edges = neighbour_list(positions, self.cell, self.pbc, distance)
-        return atoms[edges.receivers], atoms[edges.senders], edges.vectors(positions)
+        edges = neighbour_list(positions, self.cell, self.pbc, distance * _ROUND_OFF**2)
+        vectors = edges.vectors(positions)
+        is_near = np.sqrt(np.einsum("px,px->p", vectors, vectors)) <= distance * _ROUND_OFF
+        return atoms[edges.receivers[is_near]], atoms[edges.senders[is_near]], vectors[is_near]
 
     def _hydrogen_bonds(self, criterion: HydrogenBonds, frame: int) -> Array:
         """Return which molecules are hydrogen bonded, (n_molecules, n_molecules)."""

@@ -16,8 +16,13 @@ from mimyria_wf.neighbours import neighbour_list
 
 Array = NDArray[Any]
 
-IONS: tuple[str, ...] = ("Li", "Na", "K", "Rb", "Cs", "Mg", "Ca", "Sr", "Ba")
-"""Elements that form no covalent bond here: their radii are so large that water would count as bonded to them."""
+_NONMETALS = (
+    *("H", "He", "B", "C", "N", "O", "F", "Ne", "Si", "P", "S", "Cl", "Ar", "Ge", "As", "Se", "Br", "Kr"),
+    *("Sb", "Te", "I", "Xe", "At", "Rn", "Ts", "Og"),
+)
+IONS: tuple[str, ...] = tuple(symbol for symbol in chemical_symbols[1:] if symbol not in _NONMETALS)
+"""Elements that form no covalent bond here, all metals: their radii are so large that water would count as bonded to
+them, and a solvated ion with its first shell as one molecule. Organometallics need a shorter list."""
 BOND_SCALE = 1.25
 """Bonds are shorter than this times the sum of covalent radii: 1.21 A for O-H, 1.65 A for O-O, 2.14 A for S-O."""
 _PROTON_STRETCH = 1.2

@@ -477,6 +477,32 @@ def test_report_names_empty_groups(tmp_path: Path) -> None:
         ("groups:\n  a: {species: O}\nunits: residues", "'atoms' or 'molecules'"),
         ("groups:\n  a: {species: O}\nevery: 0", "every is wrong"),
         ("groups:\n  a: {species: O}\n  a: {species: H}", "twice"),
+        ("groups:\n  a: {index: 0-10000000000}", "beyond the 10000000 atoms"),
+        ("groups:\n  a: {within: {of: {species: O}}}", "1, 2 or 3"),
+        ("groups:\n  a: {within: {of: {species: O}, minimum: true}}", "minimum is wrong: expected a number, got true"),
+        ("groups:\n  a: {within: {of: {species: O}, distance: 3, from: true}}", "from is wrong: expected a number"),
+        ("groups:\n  a: {within: {of: {species: O}, distance: true}}", "distance is wrong: expected a number"),
+        ("groups:\n  a: {within: {of: {species: O}, distance: yes}}", "distance is wrong: .*'yes'"),
+        ("groups:\n  a: {within: {of: {species: O}, distance: 3, whole_molecules: 1}}", "boolean, got 1"),
+        ("groups:\n  a: {species: O}\nevery: true", "every is wrong: expected a number, got true"),
+        ("groups:\n  a: {species: O}\nconnectivity: {scale: true}", "scale is wrong: expected a number"),
+        ("groups:\n  a: {species: O}\nrelations: [{hydrogen bonded: false}]", "no switch, got false"),
+        ("groups:\n  a: {species: O}\nrelations: [{neighbours: true}]", "no switch, got true"),
+        ("groups:\n  a: {species: O}\nrelations: [{self: false}]", "no switch, got false"),
+        ("groups:\n  a: {species: O}\nrelations: [{neighbours: {distance: true}}]", "expected a number, got true"),
+        ("groups:\n  a: {species: O}\nrelations: [{kind: neighbours, name: n}]", "neighbours needs a distance"),
+        (
+            "groups:\n  a: {species: O}\nrelations: [{kind: self, name: s, neighbours: {distance: 3}}]",
+            "a relation has one of the keys",
+        ),
+        ("groups:\n  a: {species: O}\nrelations: [{kind: bonded}]", "'bonded' is no relation"),
+        ("groups:\n  a: {species: O}\nrelations: [{neighbours: 3, name: 'a, b'}]", "commas and ' x '"),
+        ("groups:\n  a: {species: O}\nrelations: [{neighbours: 3, name: a x b}]", "commas and ' x '"),
+        ("groups:\n  a: {species: O}\nrelations: [{neighbours: 3, name: ''}]", "cannot be named ''"),
+        (
+            "groups:\n  a: {species: O}\nrelations: [other molecule, {other molecule: , name: far}]",
+            "'other molecule' and 'far' are both other molecule",
+        ),
     ],
 )
 def test_mistakes_in_the_file(tmp_path: Path, text: str, message: str) -> None:
@@ -513,3 +539,60 @@ def test_frames_share_conditions() -> None:
     topology = find_topology(atoms.positions, atoms.numbers, BOX, atoms.pbc)
     frames = Frames(atoms.positions[None], BOX, atoms.pbc, MinimumImage(BOX, atoms.pbc), topology, scheme.groups)
     assert frames.named("ion") is frames.named("ion")
+
+
+def test_relations_by_kind_are_those_by_key() -> None:
+    by_key = parse_group_scheme(
+        {"groups": {"a": {"species": "O"}}, "relations": [{"hydrogen bonded": {}, "name": "h"}]}
+    )
+    by_kind = {"groups": {"a": {"species": "O"}}, "relations": [{"kind": "hydrogen bonded", "name": "h"}]}
+    assert parse_group_scheme(by_kind) == by_key
+    assert parse_group_scheme(by_key.model_dump()) == by_key  # what a record holds
+
+
+def test_a_file_of_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "g.yaml").write_bytes("# Lösung\ngroups: {a: {species: O}}".encode("latin-1"))
+    with pytest.raises(GroupError, match=r"g.yaml: byte 3 is not UTF-8"):
+        read_group_scheme(tmp_path / "g.yaml")
+
+
+@pytest.mark.parametrize("dense", [0, 10**6])
+def test_what_is_at_the_very_distance_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dense: int) -> None:
+    """Intervals are (from, distance], for shells and relations, and for either way to find pairs."""
+    monkeypatch.setattr("mimyria_wf.membership._DENSE", dense)
+    atoms = Atoms("ArHeHeHe", positions=[[0, 0, 0], [3, 0, 0], [0, 4, 0], [0, 0, 4.001]])
+    within = {"of": {"species": "Ar"}, "by": {"species": "He"}, "from": 3.0, "distance": 4.0}
+    scheme = {"groups": {"shell": {"within": within}}, "relations": ["self", {"neighbours": 4.0}]}
+    for box in (NO_BOX, 20 * np.eye(3)):
+        atoms.cell, atoms.pbc = box, box.any()
+        groups = resolved(scheme, atoms, tmp_path)
+        assert list(names_of(groups, atoms)[0]) == ["rest", "rest", "shell", "rest"]
+        _, lists = Follower(groups, atoms.numbers, box, atoms.pbc, groups.topologies[0]).follow(atoms.positions[None])
+        assert set(lists[2][2][lists[2][1] == 0]) == {1, 2}
+
+
+@pytest.mark.parametrize("metal", ["Zn", "Al", "Fe", "Cu", "Ni", "Co", "Mn", "La", "Na", "Mg"])
+def test_a_metal_keeps_its_shell_apart(tmp_path: Path, metal: str) -> None:
+    """Six waters at 2.0 A, which is below 1.25 times the sum of the covalent radii of many metals and oxygen."""
+    water = molecule("H2O")
+    water.translate(-water.positions[0])
+    tail = water.positions[1:].mean(axis=0) / np.linalg.norm(water.positions[1:].mean(axis=0))
+    atoms = Atoms(metal, positions=np.zeros((1, 3)))
+    for direction in (*np.eye(3), *-np.eye(3)):
+        one = water.copy()
+        turn, _ = Rotation.align_vectors([direction], [tail])
+        one.positions = turn.apply(one.positions) + 2.0 * direction
+        atoms += one
+    scheme = {"groups": {"shell": {"within": {"of": {"species": metal}, "distance": 2.6}}}}
+    groups = resolved(scheme, atoms, tmp_path)
+    assert groups.topologies[0].counts() == {"H2O": 6, metal: 1}
+    assert list(names_of(groups, atoms)[0]) == ["rest", *["shell"] * 18]
+    assert not any(metal in note for note in groups.notes)
+    organometallic = resolved(scheme | {"connectivity": {"ions": []}}, atoms, tmp_path)
+    assert organometallic.topologies[0].n_molecules == 1
+    assert any(f"{metal} is no ion by connectivity.ions and bonded" in note for note in organometallic.notes)
+
+
+def test_groups_held_over_frames_are_noted(tmp_path: Path) -> None:
+    groups = resolved({"groups": {"a": {"species": "O"}}, "every": 2}, water_box(), tmp_path)
+    assert "taken once in 2 frames" in groups.notes_on([{"a": 1.0, "rest": 1.0}])[-1]
