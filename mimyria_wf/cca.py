@@ -6,7 +6,7 @@ terms may be negative and are kept as they are.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimyria_wf.correlation import group_correlations, normalise
-from mimyria_wf.derivatives import PAIR_NAMES, PAIRS, DerivativeSeries
+from mimyria_wf.derivatives import PAIR_NAMES, PAIRS, DerivativeSeries, require_same_groups
 from mimyria_wf.errors import SpectrumError
 from mimyria_wf.spectrum import (
     LINESHAPE_NAMES,
@@ -130,11 +130,11 @@ def cca_spectra(series: Iterable[DerivativeSeries], settings: SpectrumSettings |
     correlations by relation, parts are by relation too.
 
     Args:
-        series: the runs; an iterator is read one run at a time, and no further than the first run without groups.
+        series: the runs; an iterator is read one run at a time.
         settings: window, grid, corrections, bootstrap.
 
     Returns:
-        None if the first run has one group and no relations.
+        None if all runs have one group and no relations.
 
     Raises:
         SpectrumError: runs of which some have groups or relations and others have not, a run that is shorter than the
@@ -142,16 +142,23 @@ def cca_spectra(series: Iterable[DerivativeSeries], settings: SpectrumSettings |
     """
     settings = settings or SpectrumSettings()
     collected = _Collected(settings)
+    alone: str | None = None
     for run in series:
         if len(run.group_names) == 1 and run.related is None:
-            if not collected.runs:
-                return None
-            raise SpectrumError(
-                f"{run.name} has no groups, {collected.runs[0].name} has {', '.join(collected.runs[0].group_names)}; "
-                "predict all runs with the same groups"
-            )
-        collected.add(run)
+            if collected.runs:
+                raise _no_groups(run.name, collected.runs[0].name, collected.runs[0].group_names)
+            alone = alone or run.name
+        elif alone is not None:
+            raise _no_groups(alone, run.name, run.group_names)
+        else:
+            collected.add(run)
     return collected.result() if collected.runs else None
+
+
+def _no_groups(name: str, other: str, groups: Sequence[str]) -> SpectrumError:
+    return SpectrumError(
+        f"{name} has no groups, {other} has {', '.join(groups)}; predict all runs with the same groups"
+    )
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,7 @@ class _Run:
     relations: tuple[str, ...]
     is_ir: bool
     is_raman: bool
+    metadata: Mapping[str, Any]
 
 
 @dataclass
@@ -200,6 +208,7 @@ class _Collected:
             relations=() if run.related is None else tuple(dict.fromkeys(r for _, _, r in run.related.parts)),
             is_ir=run.dipole_derivative is not None,
             is_raman=run.polarizability_derivative is not None,
+            metadata=run.metadata,
         )
         self._check(kept)
         self.runs.append(kept)
@@ -283,6 +292,7 @@ class _Collected:
                 f"{run.name} has the relations {', '.join(run.relations) or 'none'}, {first.name} has "
                 f"{', '.join(first.relations) or 'none'}; predict all runs with the same relations"
             )
+        require_same_groups((first.name, first.metadata), (run.name, run.metadata))
         if (run.is_ir, run.is_raman) != (first.is_ir, first.is_raman):
             raise SpectrumError(
                 f"{run.name} and {first.name} do not have the same derivatives; predict all runs with the same models"

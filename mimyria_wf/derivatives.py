@@ -834,6 +834,53 @@ def read_derivatives(path: str | Path) -> DerivativeSeries:
     )
 
 
+_GROUP_KEYS = ("groups", "relations", "units", "every", "connectivity")
+
+
+def require_same_groups(first: tuple[str, Mapping[str, Any]], second: tuple[str, Mapping[str, Any]]) -> None:
+    """Refuse two runs, each given by name and metadata, of which groups of the same name mean different atoms.
+
+    Raises:
+        SpectrumError: names the first difference. Runs without a record of their groups are not judged.
+    """
+    name, other = first[0], second[0]
+    mine, theirs = first[1].get("groups"), second[1].get("groups")
+    if not isinstance(mine, Mapping) or not isinstance(theirs, Mapping):
+        return
+    for key in _GROUP_KEYS:
+        difference = _first_difference(key, mine.get(key), theirs.get(key))
+        if difference is not None:
+            where, one, two = difference
+            raise SpectrumError(
+                f"{other} and {name} have different groups: {where} is {_short(two)} in {other} and {_short(one)} in "
+                f"{name}; resolve the groups once for all runs (mimyria-wf groups ... -o resolved.yaml) and predict "
+                "all with that file"
+            )
+
+
+def _first_difference(where: str, one: Any, two: Any) -> tuple[str, Any, Any] | None:
+    """Return where two records first differ, and both values there; None if they do not."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        for key in (*one, *(key for key in two if key not in one)):
+            found = _first_difference(f"{where}.{key}", one.get(key), two.get(key))
+            if found is not None:
+                return found
+        # an atom belongs to the first group that holds
+        return None if list(one) == list(two) or where != "groups" else (f"the order of {where}", list(one), list(two))
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple) and len(one) == len(two):
+        for k, (a, b) in enumerate(zip(one, two, strict=True)):
+            found = _first_difference(f"{where}[{k}]", a, b)
+            if found is not None:
+                return found
+        return None
+    return None if one == two else (where, one, two)
+
+
+def _short(value: Any) -> str:
+    text = "not given" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def join_derivatives(parts: Sequence[DerivativeSeries], name: str | None = None) -> DerivativeSeries:
     """Join consecutive stretches of one run into one series.
 
@@ -864,8 +911,14 @@ def join_derivatives(parts: Sequence[DerivativeSeries], name: str | None = None)
                 raise SpectrumError(
                     f"parts of a run differ in {key}: {first.name} has {mine}, {part.name} has {theirs}"
                 )
+        require_same_groups((first.name, first.metadata), (part.name, part.metadata))
     for before, part in itertools.pairwise(parts):
         expected, found = before.metadata.get("stop"), part.metadata.get("start")
+        if expected is None or found is None:
+            raise SpectrumError(
+                f"{(before if expected is None else part).name} does not say which frames of a run it holds: only "
+                "parts that were labelled by --start and --stop can be joined"
+            )
         if expected != found:
             raise SpectrumError(
                 f"{part.name}: its first frame is {found}, expected {expected}: give all parts of a run in order"

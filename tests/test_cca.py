@@ -294,12 +294,11 @@ def test_nothing_to_decompose() -> None:
     one = replace(
         run, dipole_derivative=run.dipole_derivative[:, :1], polarizability_derivative=None, group_names=("all",)
     )
-    rest = iter([one, run])
-    assert cca_spectra(rest, QUICK) is None
-    assert next(rest) is run  # not read further
+    assert cca_spectra([one, one], QUICK) is None
     assert cca_spectra([], QUICK) is None
-    with pytest.raises(SpectrumError, match="run has no groups, run has a, b, c"):
-        cca_spectra([run, one], QUICK)
+    for runs in ([run, one], [one, run]):  # whichever comes first
+        with pytest.raises(SpectrumError, match="run has no groups, run has a, b, c"):
+            cca_spectra(runs, QUICK)
 
 
 def test_mistakes() -> None:
@@ -404,3 +403,51 @@ def test_shells_of_a_tagged_water_in_a_periodic_box(tmp_path: Path) -> None:
         assert Part("tagged", "shell", groups.relations[-1] if groups.relations else None) in cca.parts
         found = additivity(cca, ir_spectrum([series], QUICK), raman_spectrum([series], QUICK))
         assert max(found.values()) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": {"shell": {"within": {"distance": 3.6}}}}, "groups.shell.within.distance is 3.6 in second and 3.4"),
+        ({"units": "molecules"}, 'units is "molecules" in second and "atoms" in first'),
+        ({"every": 5}, "every is 5 in second and 1 in first"),
+        ({"connectivity": {"scale": 1.3}}, "connectivity.scale is 1.3 in second"),
+        ({"relations": ["self", {"neighbours": {"distance": 4.0}}]}, "relations.1..neighbours.distance is 4.0"),
+    ],
+)
+def test_runs_of_different_shells_are_not_averaged(change: dict[str, Any], message: str) -> None:
+    record = {
+        "groups": {"shell": {"within": {"distance": 3.4}}},
+        "relations": ["self", {"neighbours": {"distance": 3.5}}],
+        "units": "atoms",
+        "every": 1,
+        "connectivity": {"scale": 1.25},
+        "minima": [{"distance": 3.4, "n_frames": 100}],
+    }
+    first = replace(series_of(random_run(), False, "first"), metadata={"groups": record, "start": 0, "stop": 300})
+    same = replace(first, name="same", metadata={"groups": record | {"minima": []}, "start": 300, "stop": 600})
+    assert cca_spectra([first, same], QUICK) is not None
+    assert join_derivatives([first, same]).n_frames == 600
+    second = replace(same, name="second", metadata=same.metadata | {"groups": record | change})
+    with pytest.raises(SpectrumError, match=f"{message}.*mimyria-wf groups") as raised:
+        cca_spectra([first, second], QUICK)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(SpectrumError, match=message):
+        join_derivatives([first, second])
+
+
+def test_the_order_of_groups_is_part_of_their_meaning() -> None:
+    """An atom belongs to the first group that holds."""
+    sections = {"a": {"species": ["O"]}, "b": {"molecule": ["H2O"]}}
+    first = replace(series_of(random_run(), False, "first"), metadata={"groups": {"groups": sections}})
+    turned = {"groups": {"groups": dict(reversed(sections.items()))}}
+    with pytest.raises(SpectrumError, match=r'order of groups is \["b", "a"\] in second'):
+        cca_spectra([first, replace(first, name="second", metadata=turned)], QUICK)
+
+
+def test_runs_that_do_not_say_where_they_belong_are_not_joined() -> None:
+    one = series_of(random_run(), False, "one")
+    with pytest.raises(SpectrumError, match="one does not say which frames of a run it holds"):
+        join_derivatives([one, replace(one, name="two")])
+    with pytest.raises(SpectrumError, match="two does not say"):
+        join_derivatives([replace(one, metadata={"start": 0, "stop": 300}), replace(one, name="two")])

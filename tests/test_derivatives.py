@@ -146,7 +146,10 @@ def test_joined_parts_equal_the_whole(tmp_path):
     parts = []
     for i, part in enumerate((slice(0, 20), slice(20, 50))):
         tensors = {"apt": apt[part], "pgt": pgt[part]}
-        parts.append(derivative_series(velocities[part], positions[part], MASSES, 0.5, **tensors, name=f"r{i}"))
+        frames = {"start": part.start, "stop": part.stop}
+        parts.append(
+            derivative_series(velocities[part], positions[part], MASSES, 0.5, **tensors, name=f"r{i}", metadata=frames)
+        )
         write_derivatives(tmp_path / f"{i}.h5", parts[-1])
     assert join_derivative_files([tmp_path / "0.h5", tmp_path / "1.h5"], tmp_path / "r.h5", "r")["n_frames"] == 50
     joined = read_derivatives(tmp_path / "r.h5")
