@@ -54,7 +54,7 @@ IN_CAMPAIGN = {
         "write {path: ..., timestep_fs: ...}, the time between stored frames"
     ),
     "timestep=": "timestep_fs: ",
-    "read with drop_truncated": "write {path: ..., drop_truncated: true}",
+    "read with drop_truncated (convert --drop-truncated)": "write {path: ..., drop_truncated: true}",
     "give cell= [A]": "give system.cell_A",
     " (--measured-units), or write": " by spectra.measured_units, or write",
 }

@@ -30,12 +30,13 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: its name, one line of help, its arguments and what it does."""
+    """A verb: its name, one line of help, its arguments, what it does, and what a human reads of a long result."""
 
     name: str
     help: str
     configure: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], dict[str, Any]]
+    text: Callable[[argparse.Namespace, dict[str, Any]], str] | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +70,8 @@ def show(chosen: argparse.Namespace, result: dict[str, Any], text: str) -> None:
     """Print a result for a human, or with ``--json`` for a machine."""
     if chosen.json:
         print(text)
+    elif chosen.text_of is not None:
+        print(chosen.text_of(chosen, result))
     elif "text" in result:
         print(result["text"])
     else:
@@ -110,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     for verb in all_verbs():
         sub = verbs.add_parser(verb.name, help=verb.help, description=verb.help, parents=[shared])
         verb.configure(sub)
-        sub.set_defaults(run=verb.run)
+        sub.set_defaults(run=verb.run, text_of=verb.text, verb=verb.name)
     return parser
 
 
@@ -148,6 +151,21 @@ def readable(result: dict[str, Any], indent: str = "") -> str:
             lines.append(f"{indent}{key}: {value:.6g}")
         else:
             lines.append(f"{indent}{key}: {value}")
+    return "\n".join(lines)
+
+
+def judged(chosen: argparse.Namespace, result: dict[str, Any]) -> str:
+    """Return the gates and notes of a folder as a short text; the full result is in its ``summary.json``."""
+    known = {True: "passed", False: "FAILED", None: "not judged"}
+    verdicts = [gate["passed"] for gate in result["gates"]]
+    counts = ", ".join(f"{verdicts.count(passed)} {word}" for passed, word in known.items() if passed in verdicts)
+    lines = [
+        f"{chosen.verb} of {result['n_trajectories']} run{'s' * (result['n_trajectories'] != 1)} in {chosen.output}/; "
+        "summary.json has every number and says what each file holds",
+        f"gates: {counts}" + ("; do not use these spectra before you know why" if False in verdicts else ""),
+    ]
+    lines += [f"  {known[gate['passed']]}: {gate['name']}: {gate['text']}" for gate in result["gates"]]
+    lines += [f"note: {note}" for note in result["notes"]]
     return "\n".join(lines)
 
 
@@ -256,6 +274,9 @@ def _configure_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--elements", nargs="+", help="LAMMPS: symbols of types 1, 2, ..., if the dump has none")
     parser.add_argument("--ensemble", choices=("nvt", "nve"), help="noted in the file")
     parser.add_argument("--charge", type=int, help="total charge, noted in the file")
+    parser.add_argument(
+        "--drop-truncated", action="store_true", help="leave out a last frame that a killed run left unfinished"
+    )
     parser.add_argument("--n-starts", type=int, help="also pick decorrelated starts for NVE runs")
     parser.add_argument("--skip-frames", type=int, default=0, help="first frames that no start is picked from")
     parser.add_argument("--seed", type=int, default=0, help="of the starts")
@@ -275,6 +296,7 @@ def _convert(chosen: argparse.Namespace) -> dict[str, Any]:
         "velocities": chosen.velocities,
         "units": chosen.units,
         "elements": chosen.elements,
+        "drop_truncated": chosen.drop_truncated,
     }
     if chosen.cell_from is not None:
         like = ase.io.read(chosen.cell_from, index=0)
@@ -809,8 +831,8 @@ CORE_VERBS = [
     ),
     Verb("join", "join derivative files of consecutive parts of one trajectory", _configure_join, _join),
     Verb("derive", "turn a dipole, polarizability or dielectric series into derivatives", _configure_derive, _derive),
-    Verb("vdos", "vibrational density of states and power spectra from velocities", _configure_vdos, _vdos),
-    Verb("spectra", "IR and Raman spectra with gates and error bars", _configure_spectra, _spectra),
+    Verb("vdos", "vibrational density of states and power spectra from velocities", _configure_vdos, _vdos, judged),
+    Verb("spectra", "IR and Raman spectra with gates and error bars", _configure_spectra, _spectra, judged),
     Verb("raman", "other forms and geometries of Raman spectra from stored lineshapes", _configure_raman, _raman),
     Verb("plot", "draw spectra on top of each other and of measured ones", _configure_plot, _plot),
     Verb("compare", "RMSE, relative RMSE, R^2 of tensors; distance between spectra", _configure_compare, _compare),

@@ -121,7 +121,7 @@ class LammpsDumpReader(TrajectoryReader):
                 if not drop_truncated or not self._offsets:
                     raise TrajectoryError(
                         f"{self.path}: frame {len(self._offsets)} is truncated or malformed ({error}); remove it or "
-                        "read with drop_truncated"
+                        "read with drop_truncated (convert --drop-truncated)"
                     ) from error
         if not self._offsets:
             raise TrajectoryError(f"{self.path}: the trajectory is empty")

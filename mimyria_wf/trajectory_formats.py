@@ -67,7 +67,8 @@ class XyzFrames:
                     if drop_truncated:
                         break
                     raise TrajectoryError(
-                        f"{path}: frame {len(self.offsets)} is truncated; remove it or read with drop_truncated"
+                        f"{path}: frame {len(self.offsets)} is truncated; remove it or read with drop_truncated "
+                        "(convert --drop-truncated)"
                     )
                 self.offsets.append(position)
                 self.comments.append(lines[0].decode().strip())
@@ -320,7 +321,7 @@ class Cp2kReader(TrajectoryReader):
                 if not drop_truncated:
                     raise TrajectoryError(
                         f"{path}: {self.n_frames} frames of positions but {n_velocities} of velocities in "
-                        f"{velocities}; read with drop_truncated if the run was cut off"
+                        f"{velocities}; read with drop_truncated (convert --drop-truncated) if the run was cut off"
                     )
                 self.n_frames = min(self.n_frames, n_velocities)
             velocity_steps, _, _ = self._headers(self._velocities)

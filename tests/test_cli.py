@@ -401,6 +401,42 @@ def test_convert_and_md_agree_on_the_frames(folder: Path, tmp_path: Path, cli: C
     assert open_trajectory(tmp_path / "a.h5").n_frames == 5
 
 
+def test_convert_leaves_out_what_a_killed_run_left(
+    folder: Path, tmp_path: Path, cli: Cli, failing: Callable[..., str]
+) -> None:
+    path = tmp_path / "a.extxyz"
+    ase.io.write(path, [open_trajectory(folder / "nve-000.h5").atoms(k) for k in range(5)])
+    path.write_text(path.read_text()[:-100])
+    command = ("convert", path, "--timestep-fs", 0.5, "-o", tmp_path / "a.h5")
+    assert "--drop-truncated" in failing(*command)
+    cli(*command, "--drop-truncated")
+    assert open_trajectory(tmp_path / "a.h5").n_frames == 4
+
+
+def test_spectra_say_the_gates_in_few_lines(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line a gate and a note for people; JSON holds everything, and nothing else."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", rng.normal(size=(400, 3)))
+        runs.append(tmp_path / f"{name}.h5")
+        known = ("--timestep-fs", 1, "--temperature-K", 300, "--volume", 1000)
+        cli("derive", tmp_path / f"{name}.npy", "--kind", "dipole", "--unit", "e A", *known, "-o", runs[-1])
+    command = ["spectra", *map(str, runs), "--window-fs", "50", "--no-figures", "-o", str(tmp_path / "out")]
+    summary = cli(*command)
+    assert "text" not in summary
+    assert main([*command, "--json-file", str(tmp_path / "result.json")]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert json.loads((tmp_path / "result.json").read_text()) == summary
+    assert str(tmp_path / "out") in first
+    assert len(lines) == 1 + len(summary["gates"]) + len(summary["notes"])
+    words = {True: "passed", False: "FAILED", None: "not judged"}
+    for gate, line in zip(summary["gates"], lines[1:], strict=False):
+        assert line.startswith(f"  {words[gate['passed']]}: {gate['name']}: ")
+    assert {gate["passed"] for gate in summary["gates"]} >= {True, None}
+    assert all(f"note: {note}" in lines for note in summary["notes"])
+
+
 def test_convert_takes_what_a_lammps_dump_does_not_say(tmp_path: Path, cli: Cli) -> None:
     frame = "ITEM: TIMESTEP\n{t}\nITEM: NUMBER OF ATOMS\n2\nITEM: BOX BOUNDS pp pp pp\n0 9\n0 9\n0 9\n"
     frame += "ITEM: ATOMS id type xu yu zu vx vy vz\n1 1 0 0 {z} 0 0 0.001\n2 2 1 0 {z} 0 0 0.001\n"
