@@ -21,12 +21,11 @@ from mimyria_wf.spectra_output import (
     RAMAN_COLUMNS,
     caption_of,
     described,
-    judged_depolarization,
     warning_of,
     write_jdx,
     write_summary,
 )
-from mimyria_wf.spectra_store import STORE_NAME, read_store, store_path
+from mimyria_wf.spectra_store import STORE_NAME, judged_depolarization, read_store, store_path
 from mimyria_wf.spectra_tables import write_table
 from mimyria_wf.spectrum import RamanSpectrum, bootstrap_error, raman_invariants
 

@@ -19,7 +19,7 @@ from mimyria_wf.cca import CcaSpectra
 from mimyria_wf.derivatives import PAIR_NAMES
 from mimyria_wf.exchange import write_jcamp
 from mimyria_wf.plots import Curve
-from mimyria_wf.spectra_store import STORE_NAME, write_store
+from mimyria_wf.spectra_store import STORE_NAME, judged_depolarization, write_store
 from mimyria_wf.spectra_tables import column_name, write_table
 from mimyria_wf.spectrum import (
     IR_KIND,
@@ -34,8 +34,6 @@ from mimyria_wf.spectrum import (
 Array = NDArray[Any]
 
 RAMAN_COLUMNS = ("iso", "aniso", "vv", "vh")
-INTENSITY_THRESHOLD = 0.01
-"""Fraction of the largest nu^2 VV below which a depolarization ratio is not given."""
 
 
 def write_spectra(
@@ -160,15 +158,6 @@ def warning_of(summary: Mapping[str, Any]) -> str:
     if not failed:
         return ""
     return f"Failed: {'; '.join(failed)}. Do not trust these spectra before the reason is known (summary.json)."
-
-
-def judged_depolarization(raman: RamanSpectrum) -> Array:
-    """Return VH/VV, (n,), NaN below the mask and where nu^2 VV is below 1 % of its largest value above the mask."""
-    vv, ratio = raman.weighted["vv"], raman.depolarization
-    is_defined = np.isfinite(ratio)
-    if not is_defined.any():
-        return ratio
-    return np.where(is_defined & (vv > INTENSITY_THRESHOLD * vv[is_defined].max()), ratio, np.nan)
 
 
 def write_jdx(

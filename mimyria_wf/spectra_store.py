@@ -1,10 +1,13 @@
 """``spectra.nc``: everything that a set of spectra is, in NetCDF-4, for any scattering geometry or form afterwards.
 
 Dimensions ``wavenumber``, ``trajectory``, ``lineshape`` (the 21 pairs of polarizability components), ``component`` (xx
-yy zz yz xz xy) and ``part`` (of the cross-correlation analysis). Raman is kept as the classical nu^2 I only, which is
+yy zz yz xz xy) and ``part`` (of the cross-correlation analysis). Raman is read as the classical nu^2 I only, which is
 finite everywhere; 1/nu^2, quantum and laser factors are applied afterwards and can thus not be applied twice. Means are
 double precision; spectra of single runs, which errors and factors that depend on a run's temperature are made from,
 single precision. Settings, gates, notes and the record of each run are JSON in attributes and string variables.
+
+The averages with 1/nu^2 and the depolarization ratio stand beside it for the programs of others and are not read back.
+Forms and scattering geometries are in tables of their own.
 """
 
 import json
@@ -25,6 +28,8 @@ from mimyria_wf.spectrum import (
     IR_KIND,
     IR_UNIT,
     LINESHAPE_NAMES,
+    RAMAN_KIND,
+    RAMAN_UNIT,
     RAMAN_WEIGHTED_UNIT,
     IrSpectrum,
     RamanKind,
@@ -38,6 +43,8 @@ Array = NDArray[Any]
 STORE_NAME = "spectra.nc"
 FORMAT = "mimyria_wf spectra 1"
 _WEIGHTED_KIND = "classical nu^2 I(nu), no laser factor, no Bose factor"
+INTENSITY_THRESHOLD = 0.01
+"""Fraction of the largest nu^2 VV below which a depolarization ratio is not given."""
 _RECORDS = ("gates", "notes", "kind", "units", "settings", "corrections", "cca")
 """Entries of the summary that become attributes."""
 
@@ -182,6 +189,25 @@ def _write_raman(writer: _Writer, raman: RamanSpectrum) -> None:
         writer.put(
             f"raman_weighted_{kind}_error", (nu,), error, RAMAN_WEIGHTED_UNIT, "standard error over trajectories"
         )
+
+    for name in ("iso", "aniso", "vv", "vh"):
+        text = f"{name} of the classical Raman lineshape with 1/w^2, nan below the mask; for reading, not for forms"
+        writer.put(f"raman_{name}", (nu,), getattr(raman, name), RAMAN_UNIT, text, kind=RAMAN_KIND)
+        writer.put(f"raman_{name}_error", (nu,), raman.errors[name], RAMAN_UNIT, "standard error over trajectories")
+    ratio = judged_depolarization(raman)
+    text = f"VH/VV, nan below the mask and where nu^2 VV is below {100 * INTENSITY_THRESHOLD:g} % of its maximum"
+    writer.put("raman_depolarization", (nu,), ratio, "1", text)
+    error = np.where(np.isfinite(ratio), raman.errors["depolarization"], np.nan)
+    writer.put("raman_depolarization_error", (nu,), error, "1", "standard error over trajectories")
+
+
+def judged_depolarization(raman: RamanSpectrum) -> Array:
+    """Return VH/VV, (n,), NaN below the mask and where nu^2 VV is below 1 % of its largest value above the mask."""
+    vv, ratio = raman.weighted["vv"], raman.depolarization
+    is_defined = np.isfinite(ratio)
+    if not is_defined.any():
+        return ratio
+    return np.where(is_defined & (vv > INTENSITY_THRESHOLD * vv[is_defined].max()), ratio, np.nan)
 
 
 def _write_cca(writer: _Writer, cca: CcaSpectra) -> None:

@@ -72,6 +72,10 @@ def test_opens_with_tools_of_others(folder):
         assert json.loads(data.attrs["settings"])["window"] == "hann"
         assert json.loads(data.attrs["gates"]) == summary["gates"]
         assert json.loads(data.trajectory_record.values[1])["temperature"] == 300.0
+        for column, values in read_table(out / "raman.csv").items():
+            name = column if column == "wavenumber" else f"raman_{column}"
+            np.testing.assert_allclose(data[name], values, rtol=1e-9)
+        assert np.isnan(data.raman_vv[data.wavenumber < QUICK.mask]).all()
         xxxx = data.raman_weighted.sel(lineshape="xxxx").interp(wavenumber=1600.0)
         assert float(xxxx) > 0
         # exact additivity survives the file
