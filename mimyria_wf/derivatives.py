@@ -26,7 +26,8 @@ form with its six field pairs as columns.
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -776,11 +777,30 @@ def write_derivatives(path: str | Path, series: DerivativeSeries) -> None:
     os.replace(part, path)
 
 
+@contextmanager
+def _opened(path: str | Path) -> Iterator[h5py.File]:
+    """Open a file to read; what HDF5 says of a damaged one becomes a line with the name of the file."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except OSError as error:
+        if error.errno is not None:  # the file system's reason, such as missing rights or a lock
+            raise SpectrumError(f"{path} cannot be read: {os.strerror(error.errno)}") from None
+        raise SpectrumError(
+            f"{path} is truncated or damaged, perhaps by a full disk or a copy that was cut off; make it again "
+            f"(HDF5: {error})"
+        ) from None
+
+
 def is_derivatives_file(path: str | Path) -> bool:
-    """Tell whether a file is one of ours, without reading its series."""
+    """Tell whether a file is one of ours, without reading its series.
+
+    Raises:
+        SpectrumError: it is HDF5, but truncated or damaged.
+    """
     if not Path(path).is_file() or not h5py.is_hdf5(path):
         return False
-    with h5py.File(path, "r") as file:
+    with _opened(path) as file:
         return str(file.attrs.get("format", "")).startswith("mimyria_wf derivatives")
 
 
@@ -790,11 +810,13 @@ def read_derivatives(path: str | Path) -> DerivativeSeries:
     Raises:
         SpectrumError: the file is missing, not a derivatives file, or of another unit or format.
     """
+    if Path(path).is_dir():
+        raise SpectrumError(f"{path} is a folder; give its files, {path}/*.h5")
     if not Path(path).is_file():
         raise SpectrumError(f"{path}: no such file")
     if not is_derivatives_file(path):
         raise SpectrumError(f"{path} is not a derivatives file; make one with `mimyria-wf predict`")
-    with h5py.File(path, "r") as file:
+    with _opened(path) as file:
         if file.attrs["format"] != FORMAT:
             raise SpectrumError(f"{path}: format {file.attrs['format']!r}, this version reads {FORMAT!r}")
         arrays: dict[str, Array | None] = {}

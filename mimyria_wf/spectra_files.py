@@ -93,6 +93,8 @@ def read_series(
         LabelError: the tensors are malformed.
     """
     path = Path(path)
+    if path.is_dir():
+        raise SpectrumError(f"{path} is a folder; give its files, {path}/*.h5")
     if not path.is_file():
         raise SpectrumError(f"{path}: no such file")
     series = read_derivatives(path) if is_derivatives_file(path) else _labelled_series(path, timestep, cell)

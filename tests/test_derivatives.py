@@ -21,6 +21,7 @@ from mimyria_wf.derivatives import (
     write_derivatives,
 )
 from mimyria_wf.errors import SpectrumError
+from mimyria_wf.spectra_files import read_series
 from mimyria_wf.units import AMU_A2_PER_FS2, BOHR, BOLTZMANN_EV
 
 MASSES = np.array([15.999, 1.008, 1.008, 32.06])
@@ -215,3 +216,18 @@ def test_bad_input_has_a_clear_line(tmp_path):
     only_apt = DerivativeSeries("a", 0.5, 300.0, dipole_derivative=good.dipole_derivative)
     with pytest.raises(SpectrumError, match="PGT"):
         _ = only_apt.total_polarizability_derivative
+
+
+def test_damaged_files_are_named(tmp_path):
+    path = tmp_path / "run.h5"
+    rng = np.random.default_rng(0)
+    run = DerivativeSeries("a", 0.5, 300.0, rng.normal(size=(4000, 1, 3)), None, ("all",), volume=900.0)
+    write_derivatives(path, run)
+    whole = path.read_bytes()
+    for part in (whole[: len(whole) // 2], whole[:600], whole[:100]):
+        path.write_bytes(part)
+        with pytest.raises(SpectrumError, match=r"run\.h5 is truncated or damaged, .*make it again"):
+            read_derivatives(path)
+    for read in (read_derivatives, read_series):
+        with pytest.raises(SpectrumError, match=r"is a folder; give its files, .*/\*\.h5"):
+            read(tmp_path)
