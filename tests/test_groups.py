@@ -5,13 +5,20 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from mimyria_wf.errors import GroupError
 from mimyria_wf.frames import Trajectory
-from mimyria_wf.groups import Follower, ResolvedGroups, groups_report, parse_group_scheme, read_group_scheme
+from mimyria_wf.groups import (
+    Follower,
+    ResolvedGroups,
+    _Resolver,
+    groups_report,
+    parse_group_scheme,
+    read_group_scheme,
+)
 from mimyria_wf.membership import Frames
 from mimyria_wf.minimum_image import MinimumImage
 from mimyria_wf.rdf import Rdf, find_minimum
@@ -596,3 +603,39 @@ def test_a_metal_keeps_its_shell_apart(tmp_path: Path, metal: str) -> None:
 def test_groups_held_over_frames_are_noted(tmp_path: Path) -> None:
     groups = resolved({"groups": {"a": {"species": "O"}}, "every": 2}, water_box(), tmp_path)
     assert "taken once in 2 frames" in groups.notes_on([{"a": 1.0, "rest": 1.0}])[-1]
+
+
+def pair_distribution(atoms: Atoms, frames: Array, path: Path) -> Rdf:
+    """Return the RDF of all atoms around all, as a shell of single atoms would be bound by it."""
+    run = Trajectory(
+        atoms.numbers, frames, np.zeros_like(frames), np.array(atoms.cell), atoms.pbc, 1.0, atoms.get_masses(), "run"
+    )
+    write_trajectory(path / "run.h5", run)
+    reader = open_trajectory(path / "run.h5")
+    species = atoms.get_chemical_symbols()[0]
+    scheme = parse_group_scheme({"groups": {"a": {"species": species}}})
+    topology = find_topology(frames[0], atoms.numbers, np.array(atoms.cell), atoms.pbc)
+    return _Resolver(scheme, [reader], [topology]).rdf(scheme.groups["a"], None, "all", whole_molecules=False)
+
+
+def test_rdf_of_an_ideal_gas_is_one(tmp_path: Path) -> None:
+    """In a skewed box up to 8 A, beyond half of it, where images of images count."""
+    n_frames, n_atoms = 200, 30
+    frames = np.random.default_rng(0).uniform(size=(n_frames, n_atoms, 3)) @ BOX
+    rdf = pair_distribution(Atoms(f"He{n_atoms}", cell=BOX, pbc=True), frames, tmp_path)
+    assert rdf.is_normalised
+    edges = np.array([1.0, 3.0, 4.5, 6.0, 7.0, 8.0])
+    for low, high in itertools.pairwise(edges):
+        chosen = (rdf.distance > low) & (rdf.distance < high)
+        mean = np.average(rdf.density[chosen], weights=rdf.distance[chosen] ** 2)
+        n_pairs = n_frames * n_atoms**2 / 2 * 4 / 3 * np.pi * (high**3 - low**3) / abs(np.linalg.det(BOX))
+        assert mean == pytest.approx(1, abs=4 / np.sqrt(n_pairs))  # four standard errors of counting
+
+
+def test_coordination_numbers_of_a_crystal(tmp_path: Path) -> None:
+    """Argon, face-centred cubic: 12 at a/sqrt 2, 6 at a, 24 at a sqrt(3/2)."""
+    crystal = bulk("Ar", "fcc", a=5.26) * (3, 3, 3)
+    rdf = pair_distribution(crystal, crystal.positions[None], tmp_path)
+    per_atom = rdf.density * 4 / 3 * np.pi * ((rdf.distance + 0.01) ** 3 - (rdf.distance - 0.01) ** 3)
+    per_atom *= (len(crystal) - 1) / crystal.get_volume()
+    assert [per_atom[rdf.distance < r].sum() for r in (4.5, 5.8, 7.0)] == pytest.approx([12, 18, 42], rel=1e-6)
