@@ -31,7 +31,7 @@ SCHEME: dict[str, Any] = {
         "shell": {"within": {"of": {"index": 1}, "by": {"species": "O"}, "from": 2.7, "distance": 3.4}},
     }
 }
-RELATIONS = ["self", "same molecule", "hydrogen bonded", {"neighbours": {"distance": 3.6, "by": {"species": "O"}}}]
+RELATIONS = ["self", "same molecule", "hydrogen bonded", {"neighbours": {"distance": 2.9, "by": {"species": "O"}}}]
 
 
 def wandering(n_frames: int, seed: int, size: float = 1.0) -> tuple[Array, Array]:
@@ -75,7 +75,7 @@ def relations_by_hand(positions: Array, box: Array, units: str) -> Array:
         donor, acceptor = OXYGENS[p], OXYGENS[q]
         for arm in images_of(positions[acceptor] - positions[donor], box):
             distance = np.linalg.norm(arm)
-            if distance <= 3.6:
+            if distance <= 2.9:
                 near[p + 1, q + 1] = near_atoms[donor, acceptor] = True
             for hydrogen in (donor + 1, donor + 2):
                 bond = positions[hydrogen] - positions[donor]
