@@ -530,6 +530,9 @@ def depolarization_gate(spectrum: RamanSpectrum, allowed: Mapping[RamanKind, Arr
 def additivity_gate(deviations: Mapping[str, float]) -> Gate:
     """Check that the parts of the cross-correlation analysis sum to the total, Eqs. 27-32.
 
+    This proves the sums over groups. It says nothing on which pairs a relation holds: what is left of all pairs is made
+    as the total less the other relations, so that relations add up whatever they hold.
+
     Args:
         deviations: largest |sum of parts - total| over largest |total|, by spectrum (ir and the 21 lineshapes); from
             :func:`mimyria_wf.cca.additivity`.
