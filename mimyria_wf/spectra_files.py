@@ -258,6 +258,7 @@ def spectra_files(
         drawn = plot_measured(out / "ir_measured.png", ir, overlaid, summary)
         files += drawn["files"]
         summary["measured"] = drawn["measured"]
+        summary["notes"] += [record["note"] for record in drawn["measured"] if "note" in record]
     summary["files"] = described([*files, "summary.json"], {form.stem: form.label} if form is not None else {})
     write_summary(out, summary)
     _tell(progress, n_steps, n_steps, f"spectra in {out}")

@@ -322,6 +322,9 @@ def test_overlay_doubts_units(folder, tmp_path):
         assert len(result["notes"]) == bool(text)
         assert text in "".join(result["notes"])
         assert ("absolute, units?" if text else "(absolute)") in result["curves"][1]["label"]
+    files = sorted(folder[0].parent.glob("*.h5"))
+    summary = spectra_files(files, tmp_path / "out", settings=QUICK, draws=False, measured=[path])
+    assert [note for note in summary["notes"] if "second axis" in note] == [summary["measured"][0]["note"]]
     path.write_text("# units: cm^-1, counts\n" + "\n".join(f"{x} 1" for x in np.linspace(3, 120, 40)))  # THz
     (note,) = plot_files([folder[0]], tmp_path / "a.png", measured=[path])["notes"]
     assert "from 3 to 120 cm^-1 and hardly overlaps" in note
