@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from mimyria_wf.campaign_file import CampaignFileError, KeyPath, Problem, Source, is_number, read_yaml, shown
-from mimyria_wf.campaign_messages import group_mistake, problems_of, section_of, suggestion, wrong
+from mimyria_wf.campaign_messages import group_mistakes, problems_of, section_of, suggestion, wrong
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -704,7 +704,8 @@ class Spectra(Section):
         try:
             scheme = self.group_scheme
         except ValidationError as error:
-            raise wrong(*group_mistake(error)) from None
+            first, *others = group_mistakes(error)
+            raise wrong(*first, others) from None
         if self.max_lag_fs is not None and (scheme is None or not scheme.relations):
             raise wrong("max_lag_fs", "does nothing without relations", "remove it")
         if self.max_lag_fs is not None and self.max_lag_fs < self.window_fs:

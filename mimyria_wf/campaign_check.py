@@ -10,6 +10,7 @@ import difflib
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -219,6 +220,24 @@ def _without_minima(value: Any) -> Any:
         del plain["minimum"]
         plain["distance"] = plain.get("from", 0.0) + 1.0
     return plain
+
+
+def _named_in(groups: Any, statement: str) -> KeyPath:
+    """Return where in the groups the species, molecule or index stands that a message names; () if nowhere."""
+    named = re.search(r"(species|molecule|index) (\w+)", statement)
+
+    def search(value: Any, around: KeyPath) -> KeyPath:
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            here = (*around, key)
+            if named is not None and key == named[1]:
+                given = entry if isinstance(entry, list | tuple) else [entry]
+                if named[2] in map(str, given):
+                    return here
+            if isinstance(entry, dict | list | tuple) and (found := search(entry, here)):
+                return found
+        return ()
+
+    return search(groups, ())
 
 
 class _Check:
@@ -951,7 +970,9 @@ class _Check:
             resolve(parse_group_scheme(_without_minima(scheme.to_dict())), [_Still(atoms, name)])
         except GroupError as error:
             statement, _, remedy = str(error).partition("; ")
-            self.error(("spectra", "groups"), f"do not fit, {statement}", remedy or "correct them")
+            inside = _named_in(scheme.to_dict().get("groups", {}), statement)
+            verb = "does not fit" if inside else "do not fit"
+            self.error(("spectra", "groups", *inside), f"{verb}, {statement}", remedy or "correct them")
 
     def _measured(self) -> None:
         value, units = self.campaign.spectra.measured, self.campaign.spectra.measured_units

@@ -12,27 +12,39 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from mimyria_wf.campaign_file import KeyPath, Problem, Source, dotted, is_number, kind_of, shown
 
 
-def wrong(key: str, statement: str, remedy: str = "") -> PydanticCustomError:
-    """Return the error of a rule between keys; ``key`` names the one to change, "" the section itself."""
-    context = {"key": key, "statement": statement, "remedy": remedy}
+def wrong(
+    key: str, statement: str, remedy: str = "", others: Sequence[tuple[str, str, str]] = ()
+) -> PydanticCustomError:
+    """Return the error of a rule between keys; ``key`` names the one to change, "" the section itself.
+
+    ``others`` are further mistakes there, each key, statement and remedy.
+    """
+    context = {"key": key, "statement": statement, "remedy": remedy, "others": list(others)}
     return PydanticCustomError("campaign", "{statement}", context)
 
 
-def group_mistake(error: ValidationError) -> tuple[str, str, str]:
-    """Return key, statement and remedy of the first mistake in groups and relations (:mod:`.group_schema`)."""
+def group_mistakes(error: ValidationError) -> list[tuple[str, str, str]]:
+    """Return key, statement and remedy of each mistake in groups and relations (:mod:`.group_schema`)."""
+    found: dict[tuple[str, ...], tuple[str, str, str]] = {}
+    # an unknown key is often why another one is missing
+    for details in sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden"):
+        path = tuple(str(step) for step in details["loc"] if step != "hydrogen_bonds")
+        found.setdefault(path[:2], _group_mistake(details, path))  # one line a group or relation
+    return list(found.values())
+
+
+def _group_mistake(details: ErrorDetails, path: tuple[str, ...]) -> tuple[str, str, str]:
     from mimyria_wf.group_schema import _allowed
 
-    first = error.errors()[0]
-    path = [str(step) for step in first["loc"] if step != "hydrogen_bonds"]
-    kind, given = first["type"], first.get("input")
+    kind, given = details["type"], details.get("input")
     if kind == "extra_forbidden":
-        return ".".join(path), "is unknown there", _allowed(first["loc"])
+        return ".".join(path), "is unknown there", _allowed(details["loc"])
     if kind == "missing":
         return ".".join(path), "is missing", "add it"
     if kind == "value_error":
-        statement, _, remedy = str(first["ctx"]["error"]).partition("; ")
+        statement, _, remedy = str(details["ctx"]["error"]).partition("; ")
         return ".".join(path) or "groups", f"is wrong, {statement}", remedy
-    wanted = first["msg"].removeprefix("Input should be ")
+    wanted = details["msg"].removeprefix("Input should be ")
     return ".".join(path), f"must be {wanted[:1].lower()}{wanted[1:]}, got {shown(given)}", ""
 
 
@@ -128,7 +140,19 @@ def problems_of(error: ValidationError, source: Source, root: type[BaseModel]) -
             section = section_at(root, tuple(around))
             close = suggestion(str(key), keys_of(section)) if section else None
             meant.add((*around, close or ""))
-    return [_problem(d, source, root) for d in all_details if d["type"] != "missing" or d["loc"] not in meant]
+    problems = []
+    for details in all_details:
+        if details["type"] == "missing" and details["loc"] in meant:
+            continue
+        problems.append(_problem(details, source, root))
+        for key, statement, remedy in details.get("ctx", {}).get("others", ()):
+            problems.append(source.problem(_target(details["loc"], key), statement, remedy))
+    return problems
+
+
+def _target(around: KeyPath, key: str) -> KeyPath:
+    """Return the path of a dotted key below another path."""
+    return (*around, *(int(part) if part.isdigit() else part for part in key.split(".") if part))
 
 
 _WANTED = {
@@ -162,8 +186,7 @@ def _problem(details: ErrorDetails, source: Source, root: type[BaseModel]) -> Pr
     key_path: KeyPath = tuple(key for key in details["loc"])
     kind, found, context = details["type"], details["input"], details.get("ctx", {})
     if kind == "campaign":
-        parts = [part for part in context["key"].split(".") if part]
-        target = (*key_path, *(int(part) if part.isdigit() else part for part in parts))
+        target = _target(key_path, context["key"])
         if context["key"] == "" and not key_path:
             return source.problem((), f"the campaign {context['statement']}", context["remedy"])
         return source.problem(target, context["statement"], context["remedy"])

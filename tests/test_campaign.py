@@ -661,7 +661,7 @@ BAD = [
     pytest.param(
         "  window_fs: 500",
         "  groups:\n    shell: {within: {of: {species: O}}}",
-        "spectra.groups.shell.within is wrong, give either distance (A) or minimum (1 or 2, of the RDF) "
+        "spectra.groups.shell.within is wrong, give either distance (A) or minimum (1, 2 or 3, of the RDF) "
         "(campaign.yaml, line 40)",
         id="shell_without_end",
     ),
@@ -737,6 +737,20 @@ def test_bad_file_gives_one_line_with_file_line_and_remedy(old: str, new: str, m
     with pytest.raises(CampaignError) as caught:
         parse_campaign(CLUSTER.replace(old, new, 1))
     assert str(caught.value) == message
+
+
+def test_every_group_that_is_wrong_is_named() -> None:
+    groups = "  groups:\n    a: {specie: O}\n    b: {species: Ox}\n    c: {species: O}\n    d: {index: []}"
+    with pytest.raises(CampaignError) as caught:
+        parse_campaign(CLUSTER.replace("  window_fs: 500", groups, 1))
+    lines = str(caught.value).splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "spectra.groups.a.specie",
+        "spectra.groups.b.species",
+        "spectra.groups.d.index",
+    ]
+    for number, line in zip((40, 41, 43), lines, strict=True):
+        assert line.endswith(f"(campaign.yaml, line {number})")
 
 
 @pytest.mark.parametrize(

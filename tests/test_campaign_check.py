@@ -1261,16 +1261,16 @@ def test_calculator_of_another_computer_is_not_imported_here(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ("{a: {species: S}}", "groups name the species S, "),
+        ("{b: {species: O}, a: {any: [{species: S}]}}", "groups name the species S, "),
         ("{a: {index: 18}}", "groups name the atom index 18, but the start structure has 18 atoms, 0 to 17"),
         ("{a: {molecule: O4S}}", "no molecule O4S in the first frame; molecules found: H2O"),
     ],
 )
 def test_groups_must_occur_in_the_system(tmp_path: Path, groups: str, message: str) -> None:
-    (problem,) = check(tmp_path, CLUSTER + f"spectra:\n  groups: {groups}\n").errors
-    assert problem.key_path == ("spectra", "groups")
-    assert problem.line == 21
-    assert message in f"{problem.statement.removeprefix('do not fit, ')}; {problem.remedy}"
+    (problem,) = check(tmp_path, CLUSTER + f"spectra:\n  groups:\n    {groups}\n").errors
+    assert problem.key_path[:3] == ("spectra", "groups", "a")
+    assert problem.line == 22
+    assert message in f"{problem.statement.removeprefix('does not fit, ')}; {problem.remedy}"
     assert check(tmp_path, CLUSTER + "spectra: {groups: {a: {molecule: H2O}}}\n").is_valid
 
 
