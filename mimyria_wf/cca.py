@@ -30,6 +30,7 @@ from mimyria_wf.spectrum import (
     raman_invariants,
     raman_prefactor,
     transform,
+    window_lags,
 )
 
 Array = NDArray[Any]
@@ -254,28 +255,15 @@ class _Collected:
         return [Part(*((a, b) if rank(a) <= rank(b) else (b, a)), relation) for a, b, relation in found]
 
     def _max_lag(self, run: DerivativeSeries) -> int:
-        if self.runs and abs(run.timestep - self.runs[0].timestep) > 1e-6 * self.runs[0].timestep:
-            raise SpectrumError(
-                f"{run.name} has a time step of {run.timestep:g} fs, {self.runs[0].name} has "
-                f"{self.runs[0].timestep:g} fs; runs with different time steps cannot share one spectrum"
-            )
-        length = self.settings.window_length
-        max_lag = int(np.floor(length / run.timestep + 1e-9))
-        if max_lag < 2:
-            raise SpectrumError(
-                f"the window of {length:g} fs holds fewer than two time steps of {run.timestep:g} fs ({run.name})"
-            )
-        if run.n_frames <= max_lag:
-            raise SpectrumError(
-                f"{run.name} is {run.n_frames * run.timestep:g} fs long ({run.n_frames} frames), shorter than the "
-                f"window of {length:g} fs; use longer runs or a shorter window (--window-fs)"
-            )
+        first = (self.runs[0].name, self.runs[0].timestep) if self.runs else None
+        max_lag = window_lags(run.name, run.timestep, run.n_frames, self.settings, first)
         if run.related is None:
             return max_lag
         if run.related.max_lag < max_lag:
             raise SpectrumError(
                 f"{run.name}: relations were correlated over {run.related.max_lag * run.timestep:g} fs, less than the "
-                f"window of {length:g} fs; predict with a larger --max-lag-fs or use a shorter window (--window-fs)"
+                f"window of {self.settings.window_length:g} fs; predict with a larger --max-lag-fs or use a shorter "
+                "window (--window-fs)"
             )
         if self.settings.subtract_mean:
             raise SpectrumError(

@@ -49,6 +49,7 @@ from mimyria_wf.spectrum import (
     correction_notes,
     ir_spectrum,
     raman_spectrum,
+    settings_record,
 )
 from mimyria_wf.trajectory import check_velocities, open_trajectory
 from mimyria_wf.units import WAVENUMBER
@@ -219,11 +220,7 @@ def spectra_files(
                     occupancies.setdefault(name, []).append(float(mean) * series.n_frames)
             yield series
 
-    rest = stream()
-    cca = cca_spectra(rest, settings)
-    for _ in rest:  # where there are no groups nothing has asked for the other files yet
-        pass
-    _require_same_targets(runs)
+    cca = cca_spectra(stream(), settings)
     gates: list[Gate] = []
     ir = raman = None
     if runs[0].dipole_derivative is not None:
@@ -388,20 +385,10 @@ def _summary(
         "units": {"wavenumber": "cm^-1", "temperature": "K", "time": "fs", "volume": "A^3"}
         | ({"n_alpha": IR_UNIT} if ir else {})
         | ({"lineshapes": RAMAN_UNIT, "weighted lineshapes": RAMAN_WEIGHTED_UNIT} if raman else {}),
-        "settings": {
-            "window": settings.window,
-            "window_length": settings.window_length,
-            "window_at_zero": 1.0,
-            "resolution": settings.resolution,
-            "estimator": settings.estimator,
+        "settings": settings_record(settings, spectrum.wavenumber)
+        | {
             "mean_subtracted": settings.subtract_mean,
             "masked_below": settings.mask,
-            "spacing": float(spectrum.wavenumber[1]),
-            "upper_wavenumber": float(spectrum.wavenumber[-1]),
-            "temperature": settings.temperature or "each run's own kinetic temperature",
-            "n_bootstrap": settings.n_bootstrap,
-            "seed": settings.seed,
-            "verlet_timestep": settings.verlet_timestep,
             "corrects_differences": settings.corrects_differences,
         },
         "corrections": corrections,

@@ -140,6 +140,28 @@ class SpectrumSettings:
         return self.resolution if self.mask_below is None else self.mask_below
 
 
+def settings_record(settings: SpectrumSettings, wavenumber: Array) -> dict[str, Any]:
+    """Return the JSON-able record of window, axis, corrections and bootstrap that summaries hold.
+
+    Args:
+        settings: as computed.
+        wavenumber: (n,) axis that came of them [cm^-1].
+    """
+    return {
+        "window": settings.window,
+        "window_length": settings.window_length,
+        "window_at_zero": 1.0,
+        "resolution": settings.resolution,
+        "estimator": settings.estimator,
+        "spacing": float(wavenumber[1]),
+        "upper_wavenumber": float(wavenumber[-1]),
+        "temperature": settings.temperature or "each run's own kinetic temperature",
+        "n_bootstrap": settings.n_bootstrap,
+        "seed": settings.seed,
+        "verlet_timestep": settings.verlet_timestep,
+    }
+
+
 @dataclass(frozen=True)
 class Runs:
     """What every spectrum remembers of the runs it is the mean of.
@@ -401,6 +423,40 @@ def window_values(n_lags: int, timestep: float, settings: SpectrumSettings) -> A
     return np.where(time <= settings.window_length, np.cos(0.5 * np.pi * time / settings.window_length) ** 2, 0.0)
 
 
+def window_lags(
+    name: str, timestep: float, n_frames: int, settings: SpectrumSettings, first: tuple[str, float] | None = None
+) -> int:
+    """Return the largest lag in the window, in frames.
+
+    Args:
+        name: of the run.
+        timestep: between its frames [fs].
+        n_frames: number of its frames.
+        settings: the window.
+        first: name and timestep [fs] of the run that all others must go with.
+
+    Raises:
+        SpectrumError: another time step than the first run's, a run that is shorter than the window, or a window of
+            fewer than two time steps.
+    """
+    if first is not None and abs(timestep - first[1]) > 1e-6 * first[1]:
+        raise SpectrumError(
+            f"{name} has a time step of {timestep:g} fs, {first[0]} has {first[1]:g} fs; "
+            "runs with different time steps cannot share one spectrum"
+        )
+    max_lag = int(np.floor(settings.window_length / timestep + 1e-9))
+    if n_frames <= max_lag:
+        raise SpectrumError(
+            f"{name} is {n_frames * timestep:g} fs long ({n_frames} frames), shorter than the "
+            f"window of {settings.window_length:g} fs; use longer runs or a shorter window (--window-fs)"
+        )
+    if max_lag < 2:
+        raise SpectrumError(
+            f"the window of {settings.window_length:g} fs holds fewer than two time steps of {timestep:g} fs ({name})"
+        )
+    return max_lag
+
+
 def transform(
     correlation: Array, timestep: float, settings: SpectrumSettings, *, is_difference: bool = False
 ) -> tuple[Array, Array, Array]:
@@ -638,24 +694,9 @@ class _Collector:
     wavenumber: Array | None = None
 
     def correlate(self, run: DerivativeSeries, columns: Array, pairs: Sequence[tuple[int, int]]) -> Array:
-        if self.timestep is None:
-            self.timestep = run.timestep
-        elif abs(run.timestep - self.timestep) > 1e-6 * self.timestep:
-            raise SpectrumError(
-                f"{run.name} has a time step of {run.timestep:g} fs, {self.names[0]} has {self.timestep:g} fs; "
-                "runs with different time steps cannot share one spectrum"
-            )
-        max_lag = int(np.floor(self.settings.window_length / run.timestep + 1e-9))
-        if run.n_frames <= max_lag:
-            raise SpectrumError(
-                f"{run.name} is {run.n_frames * run.timestep:g} fs long ({run.n_frames} frames), shorter than the "
-                f"window of {self.settings.window_length:g} fs; use longer runs or a shorter window (--window-fs)"
-            )
-        if max_lag < 2:
-            raise SpectrumError(
-                f"the window of {self.settings.window_length:g} fs holds fewer than two time steps "
-                f"of {run.timestep:g} fs ({run.name})"
-            )
+        first = None if self.timestep is None else (self.names[0], self.timestep)
+        max_lag = window_lags(run.name, run.timestep, run.n_frames, self.settings, first)
+        self.timestep = run.timestep if self.timestep is None else self.timestep
         if self.settings.subtract_mean:
             columns = columns - columns.mean(axis=0)
         return pair_correlations(columns, pairs, max_lag, self.settings.estimator)

@@ -52,7 +52,16 @@ from mimyria_wf.gates import (
     side_lobes,
 )
 from mimyria_wf.md_summary import energy_conservation
-from mimyria_wf.spectrum import LIGHT, Runs, SpectrumSettings, bootstrap_error, observed_axis, transform
+from mimyria_wf.spectrum import (
+    LIGHT,
+    Runs,
+    SpectrumSettings,
+    bootstrap_error,
+    observed_axis,
+    settings_record,
+    transform,
+    window_lags,
+)
 from mimyria_wf.trajectory import check_velocities, open_trajectory
 from mimyria_wf.units import AMU_A2_PER_FS2, BOLTZMANN_EV, WAVENUMBER
 
@@ -219,23 +228,8 @@ def _species_names(numbers: Array) -> tuple[str, ...]:
 def _max_lag(reader: TrajectoryReader, first: TrajectoryReader, settings: SpectrumSettings) -> int:
     if not np.array_equal(reader.numbers, first.numbers):
         raise SpectrumError(f"{reader.name} and {first.name} hold different atoms and cannot share a density of states")
-    if abs(reader.timestep - first.timestep) > 1e-6 * first.timestep:
-        raise SpectrumError(
-            f"{reader.name} has a time step of {reader.timestep:g} fs, {first.name} has {first.timestep:g} fs; "
-            "runs with different time steps cannot share one spectrum"
-        )
-    max_lag = int(np.floor(settings.window_length / reader.timestep + 1e-9))
-    if reader.n_frames <= max_lag:
-        raise SpectrumError(
-            f"{reader.name} is {reader.n_frames * reader.timestep:g} fs long ({reader.n_frames} frames), shorter than "
-            f"the window of {settings.window_length:g} fs; use longer runs or a shorter window (--window-fs)"
-        )
-    if max_lag < 2:
-        raise SpectrumError(
-            f"the window of {settings.window_length:g} fs holds fewer than two time steps of {reader.timestep:g} fs "
-            f"({reader.name})"
-        )
-    return max_lag
+    agreed = (first.name, first.timestep)
+    return window_lags(reader.name, reader.timestep, reader.n_frames, settings, agreed)
 
 
 @dataclass(frozen=True)
@@ -588,19 +582,7 @@ def _summary(found: Vdos, readers: Sequence[TrajectoryReader], gates: Sequence[G
         "kind": {"vdos": VDOS_KIND, "power": POWER_KIND},
         "units": {"wavenumber": "cm^-1", "vdos": VDOS_UNIT, "power": POWER_UNIT, "temperature": "K", "time": "fs"},
         "groups": groups,
-        "settings": {
-            "window": settings.window,
-            "window_length": settings.window_length,
-            "window_at_zero": 1.0,
-            "resolution": settings.resolution,
-            "estimator": settings.estimator,
-            "spacing": float(found.wavenumber[1]),
-            "upper_wavenumber": float(found.wavenumber[-1]),
-            "temperature": settings.temperature or "each run's own kinetic temperature",
-            "verlet_timestep": settings.verlet_timestep,
-            "n_bootstrap": settings.n_bootstrap,
-            "seed": settings.seed,
-        },
+        "settings": settings_record(settings, found.wavenumber),
         "passed": all_passed(gates),
         "gates": [gate.to_dict() for gate in gates],
         "integral": found.integral,
