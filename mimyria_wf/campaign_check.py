@@ -787,11 +787,9 @@ class _Check:
         training = self.campaign.training
         if training is None:
             return
-        from dataclasses import fields
+        from mimyria_wf.presets import override_names, resolve
 
-        from mimyria_wf.presets import NetworkSettings, TrainingSettings, resolve
-
-        known = [f.name for cls in (NetworkSettings, TrainingSettings) for f in fields(cls)]
+        known = override_names(training.preset)
         here: KeyPath = ("training", "overrides")
         is_known = True
         for key, value in training.overrides.items():

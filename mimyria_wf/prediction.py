@@ -16,13 +16,15 @@ from scipy.interpolate import CubicSpline
 from mimyria_wf.derivatives import DerivativeWriter
 from mimyria_wf.errors import ModelError
 from mimyria_wf.frames import Trajectory, TrajectoryReader
+from mimyria_wf.graphs import graph_of, join, species_index
 from mimyria_wf.groups import Follower, ResolvedGroups, groups_of, n_lags
 from mimyria_wf.irreps import from_irreps, tensor_shape
 from mimyria_wf.labels import LabelledSnapshot, total_charge, write_labels
 from mimyria_wf.md_summary import energy_conservation
-from mimyria_wf.network import ResponseNetwork, graph_of, join, load_model, species_index
+from mimyria_wf.network import load_model
 from mimyria_wf.presets import TARGETS
 from mimyria_wf.response import project_apt, project_pgt
+from mimyria_wf.response_network import ResponseNetwork
 from mimyria_wf.training import Progress, torch_threads
 from mimyria_wf.trajectory import check_velocities, open_trajectory
 

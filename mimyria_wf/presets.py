@@ -8,7 +8,7 @@ one core: two gated layers and one output layer, 4 A, and a fixed number of step
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mimyria_wf.errors import ModelError
 
@@ -18,9 +18,18 @@ UNITS: dict[str, str] = {"apt": "e", "pgt": "e^2 a0/E_h"}
 MAXIMUM_CUTOFF = 15.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
-    """Architecture of a response network.
+    """Architecture of a response network: one subclass for each kind."""
+
+    kind: ClassVar[str]
+    cutoff: float
+    """Radius of the neighbour list [A]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessagePassingSettings(NetworkSettings):
+    """Gated equivariant message passing, e3nn's ``MessagePassing`` (v2106).
 
     Attributes:
         multiplicities: number of channels of the hidden features for l = 0, 1, 2, ...
@@ -34,6 +43,7 @@ class NetworkSettings:
             sees the species.
     """
 
+    kind: ClassVar[str] = "message-passing"
     multiplicities: tuple[int, ...]
     parity: Literal["both", "natural"] = "both"
     n_layers: int = 2
@@ -134,7 +144,7 @@ _PAPER_TRAINING = TrainingSettings(
 PRESETS: dict[str, dict[str, tuple[NetworkSettings, TrainingSettings]]] = {
     "paper": {
         target: (
-            NetworkSettings(
+            MessagePassingSettings(
                 multiplicities=multiplicities,
                 n_layers=3,
                 edge_l_max=3,
@@ -148,11 +158,11 @@ PRESETS: dict[str, dict[str, tuple[NetworkSettings, TrainingSettings]]] = {
     },
     "default": {
         "apt": (
-            NetworkSettings(multiplicities=(16, 8, 4)),
+            MessagePassingSettings(multiplicities=(16, 8, 4)),
             TrainingSettings(n_steps=700, n_epochs=80, learning_rate=2e-2),
         ),
         "pgt": (
-            NetworkSettings(multiplicities=(16, 8, 8, 4), parity="natural", edge_l_max=3),
+            MessagePassingSettings(multiplicities=(16, 8, 8, 4), parity="natural", edge_l_max=3),
             # The first block is the gradient of the isotropic polarizability, a small part of the tensor that makes
             # up the isotropic spectrum alone.
             TrainingSettings(n_steps=700, n_epochs=80, learning_rate=2e-2, block_weights=(4.0, 1.0, 1.0, 1.0)),
@@ -169,8 +179,8 @@ def resolve(
     Args:
         preset: ``default`` or ``paper``.
         target: ``apt`` or ``pgt``.
-        overrides: field names of :class:`NetworkSettings` and :class:`TrainingSettings` with new values. A given
-            n_steps alone replaces the preset's n_epochs too, and the other way round.
+        overrides: field names of the preset's network settings and of :class:`TrainingSettings` with new values. A
+            given n_steps alone replaces the preset's n_epochs too, and the other way round.
 
     Raises:
         ModelError: unknown preset, target or field, or a value that does not fit.
@@ -185,10 +195,10 @@ def resolve(
         changes.setdefault("n_epochs", None)
     elif "n_epochs" in changes:
         changes.setdefault("n_steps", None)
-    of_network = {f.name for f in fields(NetworkSettings)}
+    of_network = {f.name for f in fields(network)}
     of_training = {f.name for f in fields(TrainingSettings)}
     if unknown := sorted(set(changes) - of_network - of_training):
-        known = ", ".join(sorted(of_network | of_training))
+        known = ", ".join(override_names(preset))
         raise ModelError(f"unknown training override {', '.join(unknown)}; known are {known}")
     try:
         return (
@@ -199,6 +209,32 @@ def resolve(
         raise ModelError(f"a training override has the wrong type: {error}") from None
 
 
+def override_names(preset: str) -> list[str]:
+    """Return the names of all settings of a preset's networks and of their training."""
+    settings: list[Any] = [s for pair in PRESETS[preset].values() for s in pair]
+    return sorted({f.name for one in settings for f in fields(one)})
+
+
 def as_plain(settings: NetworkSettings | TrainingSettings) -> dict[str, Any]:
-    """Return settings as JSON-able values, lists for tuples."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
+    """Return settings as JSON-able values, lists for tuples; those of a network begin with its kind."""
+    kind = {"kind": settings.kind} if isinstance(settings, NetworkSettings) else {}
+    return kind | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
+
+
+def network_settings(plain: Mapping[str, Any]) -> NetworkSettings:
+    """Return the network settings that :func:`as_plain` wrote.
+
+    Raises:
+        ModelError: unknown kind or field, or a value that does not fit.
+    """
+    values = dict(plain)
+    kind = values.pop("kind", MessagePassingSettings.kind)  # models of version 1 have no kind
+    if kind not in _KINDS:
+        raise ModelError(f"unknown kind of network {kind!r}; known are {', '.join(sorted(_KINDS))}")
+    try:
+        return _KINDS[kind](**values)
+    except TypeError as error:
+        raise ModelError(f"the settings of a {kind} network do not fit: {error}") from None
+
+
+_KINDS: dict[str, type[NetworkSettings]] = {c.kind: c for c in (MessagePassingSettings,)}

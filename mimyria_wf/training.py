@@ -18,11 +18,13 @@ import torch
 from ase.data import chemical_symbols
 
 from mimyria_wf.errors import LabelError, ModelError
+from mimyria_wf.graphs import Graph, graph_of, join
 from mimyria_wf.irreps import blocks, from_irreps, to_irreps
 from mimyria_wf.labels import LabelledSnapshot, read_labels
 from mimyria_wf.metrics import TensorErrors, tensor_errors
-from mimyria_wf.network import Graph, ResponseNetwork, build_network, graph_of, join, load_model, save_model
+from mimyria_wf.network import build_network, load_model, save_model
 from mimyria_wf.presets import NetworkSettings, TrainingSettings, as_plain, resolve
+from mimyria_wf.response_network import ResponseNetwork
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int, str], None]

@@ -142,9 +142,9 @@ def labelled(
 def model(path: Path, target: str = "apt", species: tuple[int, ...] = (1, 8), cutoff: float = 4.0) -> None:
     """Write a network that was never trained."""
     from mimyria_wf.network import build_network, save_model
-    from mimyria_wf.presets import NetworkSettings
+    from mimyria_wf.presets import MessagePassingSettings
 
-    settings = NetworkSettings(
+    settings = MessagePassingSettings(
         multiplicities=(2, 1), n_layers=1, edge_l_max=1, cutoff=cutoff, n_radial=2, radial_hidden=(4,)
     )
     save_model(build_network(settings, list(species), target), path)

@@ -10,13 +10,15 @@ from ase.build import bulk, molecule
 from scipy.spatial.transform import Rotation
 
 from mimyria_wf.errors import ModelError
+from mimyria_wf.graphs import join
 from mimyria_wf.irreps import tensor_shape
-from mimyria_wf.network import ResponseNetwork, build_network, join, load_model, save_model
-from mimyria_wf.presets import NetworkSettings, resolve
+from mimyria_wf.network import build_network, load_model, save_model
+from mimyria_wf.presets import MessagePassingSettings, resolve
+from mimyria_wf.response_network import ResponseNetwork
 
 SETTINGS = {
-    "both": NetworkSettings(multiplicities=(6, 4, 3)),
-    "natural": NetworkSettings(multiplicities=(6, 4, 3, 2), parity="natural", edge_l_max=3),
+    "both": MessagePassingSettings(multiplicities=(6, 4, 3)),
+    "natural": MessagePassingSettings(multiplicities=(6, 4, 3, 2), parity="natural", edge_l_max=3),
 }
 
 

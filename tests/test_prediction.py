@@ -13,14 +13,15 @@ from mimyria_wf.derivatives import contract, read_derivatives
 from mimyria_wf.errors import GroupError, ModelError, TrajectoryError
 from mimyria_wf.frames import Trajectory
 from mimyria_wf.labels import read_labels
-from mimyria_wf.network import ResponseNetwork, build_network, save_model
+from mimyria_wf.network import build_network, save_model
 from mimyria_wf.prediction import predict_derivatives, predict_files, predict_tensors
-from mimyria_wf.presets import NetworkSettings
+from mimyria_wf.presets import MessagePassingSettings
 from mimyria_wf.response import project_apt, project_pgt
+from mimyria_wf.response_network import ResponseNetwork
 from mimyria_wf.spectrum import SpectrumSettings, ir_spectrum, raman_spectrum
 from mimyria_wf.trajectory import open_trajectory, write_trajectory
 
-SETTINGS = NetworkSettings(multiplicities=(4, 3, 2), n_layers=1, n_radial=6, radial_hidden=(8,), cutoff=3.0)
+SETTINGS = MessagePassingSettings(multiplicities=(4, 3, 2), n_layers=1, n_radial=6, radial_hidden=(8,), cutoff=3.0)
 
 
 @pytest.fixture(scope="module")

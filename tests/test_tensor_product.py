@@ -3,7 +3,7 @@ import torch
 from e3nn import o3
 from e3nn.nn.models.v2106.points_convolution import Convolution
 
-from mimyria_wf.network import _construction
+from mimyria_wf.response_network import construction
 from mimyria_wf.tensor_product import ChannelwiseTensorProduct
 
 
@@ -17,7 +17,7 @@ from mimyria_wf.tensor_product import ChannelwiseTensorProduct
 )
 def test_equals_e3nn(irreps_in: str, irreps_out: str) -> None:
     harmonics = o3.Irreps.spherical_harmonics(3)
-    with _construction(0):
+    with construction(0):
         product = Convolution(irreps_in, "0e", harmonics, irreps_out, [4, 8], 5.0).tp
         ours = ChannelwiseTensorProduct(product)
         arguments = [torch.randn(7, n) for n in (product.irreps_in1.dim, harmonics.dim, product.weight_numel)]
@@ -34,7 +34,7 @@ def test_equals_e3nn(irreps_in: str, irreps_out: str) -> None:
 
 
 def test_refuses_other_modes() -> None:
-    with _construction(0):
+    with construction(0):
         product = o3.FullyConnectedTensorProduct("2x0e", "1x0e", "2x0e", internal_weights=False, shared_weights=False)
         with pytest.raises(ValueError, match="mode uvu"):
             ChannelwiseTensorProduct(product)

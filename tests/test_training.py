@@ -15,11 +15,12 @@ import mimyria_wf.training as training
 from mimyria_wf.errors import LabelError, ModelError
 from mimyria_wf.irreps import to_irreps
 from mimyria_wf.labels import LabelledSnapshot, write_labels
-from mimyria_wf.network import ResponseNetwork, load_model
-from mimyria_wf.presets import NetworkSettings, TrainingSettings
+from mimyria_wf.network import load_model
+from mimyria_wf.presets import MessagePassingSettings, TrainingSettings
+from mimyria_wf.response_network import ResponseNetwork
 from mimyria_wf.training import evaluate, train, train_files, validation_split
 
-SMALL = NetworkSettings(multiplicities=(8, 4, 2), n_layers=1, n_radial=6, radial_hidden=(16,))
+SMALL = MessagePassingSettings(multiplicities=(8, 4, 2), n_layers=1, n_radial=6, radial_hidden=(16,))
 BRIEF = TrainingSettings(n_steps=12, batch_size=2, warmup_steps=3)
 
 
@@ -80,7 +81,7 @@ def test_learns_a_synthetic_equivariant_target(target: str) -> None:
         target,
         labels(40, seed=1),
         labels(20, seed=2, name="test"),
-        NetworkSettings(multiplicities=(12, 8, 4), edge_l_max=3 if target == "pgt" else 2),
+        MessagePassingSettings(multiplicities=(12, 8, 4), edge_l_max=3 if target == "pgt" else 2),
         TrainingSettings(n_steps=400, batch_size=8, float64=True),
     )
     assert result.metrics is not None
@@ -290,7 +291,7 @@ def test_refusals() -> None:
     with pytest.raises(ModelError, match="initial model is for apt, but pgt"):
         train("pgt", train_set, (), SMALL, BRIEF, initial_model=network)
     with pytest.raises(ModelError, match="architecture differs in multiplicities"):
-        train("apt", train_set, (), NetworkSettings((4, 4)), BRIEF, initial_model=network)
+        train("apt", train_set, (), MessagePassingSettings(multiplicities=(4, 4)), BRIEF, initial_model=network)
     with pytest.raises(ModelError, match="lacks the species"):
         train("apt", [helium], (), SMALL, BRIEF, initial_model=network)
     with pytest.raises(ModelError, match="diverged at step"):
