@@ -32,6 +32,7 @@ from pydantic import (
 
 from mimyria_wf.campaign_file import CampaignFileError, KeyPath, Problem, Source, is_number, read_yaml, shown
 from mimyria_wf.campaign_messages import group_mistakes, problems_of, section_of, suggestion, wrong
+from mimyria_wf.presets import PRESETS
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from mimyria_wf.presets import NetworkSettings, TrainingSettings
     from mimyria_wf.spectrum import SpectrumSettings
 
+    Preset = str
+else:
+    Preset = Literal[tuple(sorted(PRESETS))]
 
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
@@ -512,9 +516,7 @@ class Training(Section):
     targets: tuple[Target, ...] = Field(
         ("apt", "pgt"), min_length=1, description="What to learn: `apt` (IR), `pgt` (Raman) or both."
     )
-    preset: Literal["default", "paper"] = Field(
-        "default", description="Network and training settings: `default` (small and fast) or `paper`."
-    )
+    preset: Preset = Field("default", description="Settings of network and training.")
     overrides: dict[str, Any] = Field(
         default_factory=dict,
         description="Single settings that differ from the preset, for both targets, or under `apt:` and `pgt:`.",
@@ -536,6 +538,17 @@ class Training(Section):
         if len(set(value)) < len(value):
             raise wrong("", f"must name each target once, got {shown(list(value))}", "remove the repeated one")
         return value
+
+    @model_validator(mode="after")
+    def _preset_knows_targets(self) -> Self:
+        for target in set(self.targets) - set(PRESETS[self.preset]):
+            known = ", ".join(PRESETS[self.preset])
+            raise wrong(
+                "preset",
+                f"{self.preset} has no network for {target}",
+                f"write targets: [{known}], or take another preset",
+            )
+        return self
 
     @field_validator("sizes")
     @classmethod

@@ -14,6 +14,7 @@ from mimyria_wf.campaign_docs import schema_markdown
 from mimyria_wf.campaign_file import CampaignFileError
 from mimyria_wf.campaign_messages import suggestion
 from mimyria_wf.errors import CampaignError
+from mimyria_wf.presets import PRESETS
 
 ROOT = Path(mimyria_wf.__file__).parents[1]
 TEMPLATES = ROOT / "templates" / "campaigns"
@@ -320,7 +321,10 @@ BAD = [
     pytest.param(
         "preset: default",
         "preset: papers",
-        ("training.preset must be default or paper, got 'papers': did you mean paper? (campaign.yaml, line 30)"),
+        (
+            f"training.preset must be {', '.join(sorted(PRESETS)[:-1])} or {max(PRESETS)}, got 'papers': "
+            "did you mean paper? (campaign.yaml, line 30)"
+        ),
         id="unknown_preset",
     ),
     pytest.param(
