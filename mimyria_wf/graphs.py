@@ -1,6 +1,6 @@
 """Atoms and their neighbours as tensors: what a response network sees of snapshots."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from ase.data import chemical_symbols
 
 from mimyria_wf.errors import ModelError
-from mimyria_wf.neighbours import neighbour_list
+from mimyria_wf.neighbours import CLOSEST, Stretch, neighbour_list, stretches, too_close
 
 Array = npt.NDArray[Any]
 
@@ -22,10 +22,11 @@ class Graph:
     Attributes:
         species: (n_nodes,) index into the model's species.
         senders: (n_edges,) node of the neighbour.
-        receivers: (n_edges,) node of the centre.
+        receivers: (n_edges,) node of the centre, in increasing order.
         vectors: (n_edges, 3) from centre to neighbour [A].
         snapshot: (n_nodes,) snapshot to which a node belongs.
         n_snapshots: number of snapshots.
+        environment: what a network has computed of the graph beforehand.
     """
 
     species: torch.Tensor
@@ -34,6 +35,7 @@ class Graph:
     vectors: torch.Tensor
     snapshot: torch.Tensor
     n_snapshots: int
+    environment: Any = None
 
     def sum_by_snapshot(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum of (n_nodes, ...) values over the nodes of each snapshot, (n_snapshots, ...)."""
@@ -74,6 +76,60 @@ def graph_of(
     )
 
 
+def graphs_of_frames(
+    numbers: Array,
+    positions: Array,
+    cell: Array,
+    pbc: Array,
+    species: Sequence[int],
+    cutoff: float,
+    dtype: torch.dtype = torch.float32,
+    frames_at_once: int = 1,
+) -> Iterator[Graph]:
+    """Yield graphs of consecutive frames of a trajectory, joined, that share neighbour lists where atoms moved little.
+
+    Args:
+        numbers: see :func:`graph_of`.
+        positions: (n_frames, n_atoms, 3) [A].
+        cell: see :func:`graph_of`.
+        pbc: see :func:`graph_of`.
+        species: see :func:`graph_of`.
+        cutoff: see :func:`graph_of`.
+        dtype: see :func:`graph_of`.
+        frames_at_once: at most so many frames a graph.
+
+    Raises:
+        ModelError: see :func:`graph_of`.
+    """
+    kinds = torch.from_numpy(species_index(numbers, species))
+    for stretch in stretches(positions, cell, pbc, cutoff):
+        for start in range(0, len(stretch.displacements), frames_at_once):
+            yield _of_stretch(stretch, slice(start, start + frames_at_once), kinds, cutoff, dtype)
+
+
+def _of_stretch(stretch: Stretch, frames: slice, kinds: torch.Tensor, cutoff: float, dtype: torch.dtype) -> Graph:
+    # Displacements are small, so that single precision loses nothing that the vectors do not lose themselves.
+    displacements = torch.from_numpy(stretch.displacements[frames]).to(dtype)
+    n_frames, n_atoms = displacements.shape[:2]
+    senders, receivers = torch.from_numpy(stretch.senders), torch.from_numpy(stretch.receivers)
+    vectors = displacements.index_select(1, senders).sub_(displacements.index_select(1, receivers))
+    vectors.add_(torch.from_numpy(stretch.vectors).to(dtype))
+    squares = vectors.square().sum(dim=2)
+    if squares.numel() and float(squares.min()) < CLOSEST**2:
+        pair = int(squares.argmin()) % len(senders)
+        raise too_close(int(receivers[pair]), int(senders[pair]), float(squares.min()) ** 0.5)
+    offsets = n_atoms * torch.arange(n_frames)[:, None]
+    kept = (squares < cutoff**2).flatten().nonzero().flatten()
+    return Graph(
+        species=kinds.repeat(n_frames),
+        senders=(senders + offsets).flatten().index_select(0, kept),
+        receivers=(receivers + offsets).flatten().index_select(0, kept),
+        vectors=vectors.flatten(0, 1).index_select(0, kept),
+        snapshot=torch.arange(n_frames).repeat_interleave(n_atoms),
+        n_snapshots=n_frames,
+    )
+
+
 def species_index(numbers: Array, species: Sequence[int]) -> Array:
     """Return the index of each atom's species, (n_atoms,).
 
@@ -103,4 +159,7 @@ def join(graphs: Sequence[Graph]) -> Graph:
         vectors=torch.cat([g.vectors for g in graphs]),
         snapshot=torch.cat([g.snapshot + s for g, s in zip(graphs, starts)]),
         n_snapshots=sum(g.n_snapshots for g in graphs),
+        environment=None if any(g.environment is None for g in graphs) else graphs[0].environment.join(
+            [g.environment for g in graphs]
+        ),
     )
