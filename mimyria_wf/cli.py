@@ -196,6 +196,23 @@ def progress_for(chosen: argparse.Namespace) -> Progress | None:
     return report
 
 
+# ------------------------------------------------------------------------------------------- what several verbs take
+
+
+def _state_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--charge", type=int, help="total charge, if the file does not say it")
+    parser.add_argument("--multiplicity", type=int, help="2S + 1, if the file does not say it")
+
+
+def _timestep_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--timestep-fs", type=float, help="between frames, where the files do not say it")
+
+
+def _range_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lower", type=float, default=0.0, help="[cm^-1]")
+    parser.add_argument("--upper", type=float, default=4000.0, help="[cm^-1]")
+
+
 # --------------------------------------------------------------------------------------------------- md and convert
 
 
@@ -212,8 +229,7 @@ def _configure_md(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--friction-per-ps", type=float, default=10.0, help="nvt: of the Langevin thermostat")
     parser.add_argument("--n-starts", type=int, default=1, help="nvt: decorrelated starts to pick")
     parser.add_argument("--seed", type=int, default=0, help="nvt")
-    parser.add_argument("--charge", type=int, help="total charge, if the file does not say it")
-    parser.add_argument("--multiplicity", type=int, help="2S + 1, if the file does not say it")
+    _state_arguments(parser)
     parser.add_argument("--indices", type=int, nargs="+", help="nve: which of the starts")
     parser.add_argument("--remove-rotation", action="store_true", help="nve: clusters")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder")
@@ -334,8 +350,7 @@ def _configure_select(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-test", type=int, required=True, help="from other trajectories")
     parser.add_argument("--seed", type=int, required=True, help="of the choice")
     parser.add_argument("--exclude", nargs="+", default=[], help="names of trajectories that are not touched")
-    parser.add_argument("--charge", type=int, help="total charge, if the file does not say it")
-    parser.add_argument("--multiplicity", type=int, help="2S + 1, if the file does not say it")
+    _state_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for training.extxyz, test.extxyz")
 
 
@@ -370,8 +385,7 @@ def _configure_label(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--volume", type=float, help="with --derivatives: nominal volume of a cluster [A^3]")
     parser.add_argument("--keep-sum-rules", action="store_true", help="with --derivatives: do not project")
     parser.add_argument("--groups", default="all", help="with --derivatives: all, species, or a YAML file of groups")
-    parser.add_argument("--charge", type=int, help="total charge, if the file does not say it")
-    parser.add_argument("--multiplicity", type=int, help="2S + 1, if the file does not say it")
+    _state_arguments(parser)
 
 
 def _label(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -409,10 +423,12 @@ def _label(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _configure_train(parser: argparse.ArgumentParser) -> None:
+    from mimyria_wf.presets import PRESETS
+
     parser.add_argument("--target", choices=("apt", "pgt"), required=True, help="apt: IR, pgt: Raman")
     parser.add_argument("--train", type=Path, nargs="+", required=True, help="labelled extxyz")
     parser.add_argument("--test", type=Path, required=True, help="labelled extxyz, other trajectories")
-    parser.add_argument("--preset", default="default", help="default (small and fast) or paper")
+    parser.add_argument("--preset", default="default", help="settings of network and training: " + ", ".join(PRESETS))
     parser.add_argument("--set", type=_json_object, default={}, help="settings that differ from the preset, as JSON")
     parser.add_argument("--first", type=int, help="use only the first so many training snapshots")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
@@ -449,14 +465,7 @@ def _by_species(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _configure_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", type=Path, nargs="+", help="trajectories")
-    parser.add_argument(
-        "--model",
-        type=Path,
-        action="append",
-        required=True,
-        help="of `train`, an APT or a PGT model; give both by repeating it",
-    )
+    _network_arguments(parser)
     parser.add_argument("--stride", type=int, default=1, help="frames between predicted tensors; splined in between")
     parser.add_argument(
         "--groups",
@@ -466,14 +475,25 @@ def _configure_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-lag-fs", type=float, help="longest correlation time of relations (default 2000): the longest window"
     )
+    parser.add_argument("--tensors", type=Path, help="also write every tensor to this extxyz file")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder (one file a trajectory)")
+
+
+def _network_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", type=Path, nargs="+", help="trajectories")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        required=True,
+        help="of `train`, an APT or a PGT model; give both by repeating it",
+    )
     parser.add_argument("--batch-size", type=int, help="frames in one evaluation")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--keep-sum-rules", action="store_true", help="do not project onto the acoustic sum rules")
     parser.add_argument("--volume", type=float, help="nominal volume of a cluster [A^3]")
     parser.add_argument("--charge", type=int, help="total charge, if the file does not say it")
-    parser.add_argument("--timestep-fs", type=float, help="where the file does not say it")
-    parser.add_argument("--tensors", type=Path, help="also write every tensor to this extxyz file")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder (one file a trajectory)")
+    _timestep_argument(parser)
 
 
 def _predict(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -486,15 +506,21 @@ def _predict(chosen: argparse.Namespace) -> dict[str, Any]:
         stride=chosen.stride,
         groups=_groups(chosen.groups),
         **({} if chosen.max_lag_fs is None else {"max_lag": chosen.max_lag_fs}),
-        projects_sum_rules=not chosen.keep_sum_rules,
-        batch_size=chosen.batch_size,
-        volume=chosen.volume,
-        charge=chosen.charge,
-        timestep=chosen.timestep_fs,
         tensors=chosen.tensors,
-        threads=chosen.threads,
-        progress=progress_for(chosen),
+        **_network_settings(chosen),
     )
+
+
+def _network_settings(chosen: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "batch_size": chosen.batch_size,
+        "threads": chosen.threads,
+        "projects_sum_rules": not chosen.keep_sum_rules,
+        "volume": chosen.volume,
+        "charge": chosen.charge,
+        "timestep": chosen.timestep_fs,
+        "progress": progress_for(chosen),
+    }
 
 
 def _groups(text: str) -> str | Path:
@@ -504,7 +530,7 @@ def _groups(text: str) -> str | Path:
 def _configure_groups(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="YAML file of groups and relations")
     parser.add_argument("trajectories", type=Path, nargs="+", help="the trajectories that it is meant for, all of them")
-    parser.add_argument("--timestep-fs", type=float, help="where the files do not say it")
+    _timestep_argument(parser)
     parser.add_argument("-o", "--output", type=Path, help="resolved YAML file; RDFs that were needed beside it")
 
 
@@ -599,7 +625,7 @@ def _spectrum_settings(chosen: argparse.Namespace, **more: Any) -> Any:
 def _configure_vdos(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", help="trajectories with velocities; each counts as one sample")
     parser.add_argument("--groups", default="species", help="parts: species, all (one), or a YAML file of groups")
-    parser.add_argument("--timestep-fs", type=float, help="between frames, where the files do not say it")
+    _timestep_argument(parser)
     _window_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder: vdos.csv, power.csv, summary.json")
 
@@ -625,7 +651,7 @@ def _configure_spectra(parser: argparse.ArgumentParser) -> None:
         help="files of `predict`, `label --derivatives` or `derive`, or extxyz with vel, apt, pgt columns",
     )
     parser.add_argument("--volume", type=float, help="nominal volume of a cluster [A^3]")
-    parser.add_argument("--timestep-fs", type=float, help="extxyz: between frames, if the file does not say it")
+    _timestep_argument(parser)
     _window_arguments(parser)
     parser.add_argument(
         "--no-difference-correction",
@@ -728,8 +754,7 @@ def _configure_plot(parser: argparse.ArgumentParser) -> None:
     _form_arguments(parser)
     _measured_argument(parser)
     parser.add_argument("--label", action="append", default=[], help="of the folders in order, then of the measured")
-    parser.add_argument("--lower", type=float, default=0.0, help="[cm^-1]")
-    parser.add_argument("--upper", type=float, default=4000.0, help="[cm^-1]")
+    _range_arguments(parser)
     parser.add_argument(
         "--normalise",
         choices=("auto", "absolute", "maximum", "integral"),
@@ -761,8 +786,7 @@ def _plot(chosen: argparse.Namespace) -> dict[str, Any]:
 def _configure_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", type=Path, help="labelled extxyz, or folder of `spectra` (or its ir.csv, raman.csv)")
     parser.add_argument("b", type=Path, help="the reference, of the same kind")
-    parser.add_argument("--lower", type=float, default=0.0, help="[cm^-1]")
-    parser.add_argument("--upper", type=float, default=4000.0, help="[cm^-1]")
+    _range_arguments(parser)
     parser.add_argument("--plot", type=Path, help="spectra: overlay as PNG")
 
 
