@@ -1,0 +1,266 @@
+"""Committees of last layers: what members are, and whether their uncertainties are those of the errors."""
+
+from collections.abc import Sequence
+
+import ase
+import numpy as np
+import pytest
+import torch
+from e3nn import o3
+
+from mimyria_wf import committee
+from mimyria_wf.committee import (
+    Committee,
+    component_variances,
+    fit_posterior,
+    member_components,
+    relative_uncertainties,
+    reliability,
+    snapshot_grams,
+    tensor_deviations,
+)
+from mimyria_wf.errors import LabelError, ModelError
+from mimyria_wf.graphs import Graph, join
+from mimyria_wf.irreps import blocks, from_irreps
+from mimyria_wf.labels import LabelledSnapshot
+from mimyria_wf.network import build_network
+from mimyria_wf.presets import MessagePassingSettings
+from mimyria_wf.response_network import ResponseNetwork, construction
+
+N_FEATURES = 8
+
+
+class FixedFeatures(ResponseNetwork):
+    """Fixed features of the neighbours' positions and a linear last layer: a network whose posterior is exact."""
+
+    def __init__(self, target: str = "apt", species: Sequence[int] = (1, 8), seed: int = 0) -> None:
+        super().__init__(target, MessagePassingSettings(multiplicities=(1,), cutoff=4.0), species, 4.0)
+        random = np.random.default_rng(seed)
+        self.radial = torch.from_numpy(random.uniform(0.8, 3.5, (len(self.species), N_FEATURES)))
+        self.shift = torch.from_numpy(random.normal(size=N_FEATURES))
+        self.readout = torch.nn.ParameterList(
+            torch.from_numpy(random.normal(size=(len(self.species), N_FEATURES))) for _ in blocks(target)
+        )
+        self.mean[:, 0] = torch.tensor([0.3, -0.6])[: len(self.species)]
+        self.scale *= torch.tensor([[0.2], [0.5]])[: len(self.species)]
+
+    def readout_features(self, graph: Graph) -> list[torch.Tensor]:
+        lengths = graph.vectors.norm(dim=1, keepdim=True)
+        radial = torch.exp(-2 * (lengths - self.radial[graph.species[graph.senders]]) ** 2)
+        features = []
+        for block in blocks(self.target):
+            harmonics = o3.spherical_harmonics(block.l, graph.vectors, True)
+            edges = harmonics[:, :, None] * radial[:, None, :]
+            summed = edges.new_zeros(len(graph.species), *edges.shape[1:]).index_add_(0, graph.receivers, edges)
+            features.append(summed + self.shift if block.l == 0 else summed)
+        return features
+
+    def standardised(self, graph: Graph) -> torch.Tensor:
+        features = self.readout_features(graph)
+        rows = (w[graph.species] for w in self.readout)
+        return torch.cat([torch.einsum("nmf,nf->nm", f, row) for f, row in zip(features, rows)], dim=1)
+
+
+def fixed_network(target: str = "apt", seed: int = 0) -> FixedFeatures:
+    with construction(0):
+        return FixedFeatures(target, seed=seed).double().eval()
+
+
+def structure(random: np.random.Generator, numbers: Sequence[int] = (8, 1, 1, 8, 1, 1)) -> ase.Atoms:
+    rest = np.array([[0, 0, 0], [0, 0.8, 0.6], [0, -0.8, 0.6], [2.8, 0, 0], [3.3, 0.8, 0.2], [3.2, -0.6, 0.5]])
+    return ase.Atoms(numbers, positions=rest[: len(numbers)] + random.normal(scale=0.15, size=(len(numbers), 3)))
+
+
+def labelled(network: ResponseNetwork, n: int, seed: int, noise: float = 0.0) -> list[LabelledSnapshot]:
+    """Return snapshots with the network's own tensors, and noise in units of the standardised components."""
+    random = np.random.default_rng(seed)
+    result = []
+    for k in range(n):
+        atoms = structure(random)
+        atoms.info["snapshot"] = f"nve-{k // 3}/{k}"
+        with torch.no_grad():
+            graph = network.graph(atoms)
+            components = network.components(graph)
+            components += network.scale[graph.species] * torch.from_numpy(random.normal(size=components.shape)) * noise
+            tensors = from_irreps(network.target, components).numpy()
+        result.append(LabelledSnapshot(atoms, **{network.target: tensors}))
+    return result
+
+
+def fitted(labels: Sequence[LabelledSnapshot], target: str = "apt") -> FixedFeatures:
+    """Return a network with last layers of least squares."""
+    network = fixed_network(target)
+    for b, weights in enumerate(network.readout):
+        for z in range(len(network.species)):
+            rows = [o[3:] for s in labels for o in committee._observations(network, s, None) if o[:2] == (z, b)]
+            features, references = (np.concatenate(parts) for parts in zip(*rows))
+            with torch.no_grad():
+                weights[z] = torch.from_numpy(np.linalg.lstsq(features, references, rcond=None)[0])
+    return network
+
+
+@pytest.fixture(scope="module", params=["apt", "pgt"])
+def trained(request: pytest.FixtureRequest) -> FixedFeatures:
+    labels = labelled(fixed_network(request.param, seed=0), 24, seed=1, noise=0.3)
+    network = fitted(labels, request.param)
+    network.posterior = fit_posterior(network, labels, labelled(fixed_network(request.param, seed=0), 6, seed=2))
+    return network
+
+
+def test_members_are_centred_on_the_prediction(trained):
+    graph = join([trained.graph(structure(np.random.default_rng(k))) for k in range(2)])
+    found = member_components(trained, graph, 7, seed=3)
+    assert found.shape == (8, 12, 9 if trained.target == "apt" else 18)
+    with torch.no_grad():
+        torch.testing.assert_close(found[0], trained.components(graph))
+    torch.testing.assert_close(found[1:].mean(dim=0), found[0], rtol=0, atol=1e-12)  # round-off
+    assert (found[1:] - found[0]).abs().min() > 0
+
+
+def test_spread_of_many_members_is_the_posterior(trained):
+    graph = trained.graph(structure(np.random.default_rng(5)))
+    members = member_components(trained, graph, 6000)
+    # 6000 samples: a variance is known to sqrt(2/6000) = 2 %, the largest of 108 to three times that
+    torch.testing.assert_close(members[1:].var(dim=0), component_variances(trained, graph), rtol=0.1, atol=0)
+    tensors = from_irreps(trained.target, members)
+    torch.testing.assert_close(tensors[1:].std(dim=0), tensor_deviations(trained, graph), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("n_members", [2, 3])
+def test_few_members_have_the_size_of_the_posterior(trained, n_members):
+    """Centred samples of few members would be too narrow by sqrt(1 - 1/n)."""
+    graph = trained.graph(structure(np.random.default_rng(5)))
+    squares = [
+        (found[1:] - found[0]).square().mean(dim=0)
+        for found in (member_components(trained, graph, n_members, seed) for seed in range(250))
+    ]
+    ratio = torch.stack(squares).mean(dim=0) / component_variances(trained, graph)
+    assert float(ratio.mean()) == pytest.approx(1.0, abs=0.12)  # without the factor: 0.5 and 0.67
+
+
+def test_members_are_functions_of_the_structure(trained):
+    """The same weights everywhere: in a batch, alone, and on an atom's environment turned over."""
+    graphs = [trained.graph(structure(np.random.default_rng(k))) for k in range(3)]
+    members = Committee(trained, 4, seed=9)
+    alone = torch.cat([members.components(graph) for graph in graphs], dim=1)
+    torch.testing.assert_close(members.components(join(graphs)), alone)
+    torch.testing.assert_close(Committee(trained, 4, seed=9).components(graphs[0]), alone[:, :6])
+    assert not torch.allclose(Committee(trained, 4, seed=10).components(graphs[0]), alone[:, :6])
+
+
+def test_uncertainties_are_those_of_the_errors(trained):
+    """Least squares from labels with noise: held-out labels without noise give alpha, test labels confirm it."""
+    assert float(trained.posterior.alphas.mean()) == pytest.approx(0.3, rel=0.15)
+    found = reliability(trained, labelled(fixed_network(trained.target, seed=0), 40, seed=3))
+    assert found.rms_ratio == pytest.approx(1.0, abs=0.12)
+    assert found.coverage["68"] == pytest.approx(0.68, abs=0.08)
+    assert found.coverage["95"] == pytest.approx(0.95, abs=0.04)
+    assert found.is_calibrated
+    assert set(found.by_species) == {"H", "O"}
+    assert set(found.to_dict()["by_species"]["O"]["by_component"]) >= {"xx" if trained.target == "apt" else "xyz"}
+    assert found.calibration["trunk_saw_held_out"] is False
+
+
+def test_a_wrong_alpha_is_seen(trained):
+    """The control: uncertainties half as large, and twice as large, are not called calibrated."""
+    from dataclasses import replace
+
+    right = trained.posterior
+    labels = labelled(fixed_network(trained.target, seed=0), 20, seed=3)
+    try:
+        for factor in (0.5, 2.0):
+            trained.posterior = replace(right, alphas=factor * right.alphas)
+            found = reliability(trained, labels)
+            assert not found.is_calibrated
+            assert found.rms_ratio == pytest.approx(1 / factor, rel=0.12)
+    finally:
+        trained.posterior = right
+
+
+def test_folds_are_judged_by_what_does_not_know_them():
+    """Pure noise: the error of a fold is that of the noise, although least squares fit the labels themselves better."""
+    truth = fixed_network()
+    with torch.no_grad():
+        for weights in truth.readout:
+            weights.zero_()
+    labels = labelled(truth, 5, seed=1, noise=1.0)  # 5 x 2 oxygens for 8 weights of the isotropic block
+    network = fitted(labels)
+    posterior = fit_posterior(network, labels)
+    assert posterior.calibration["trunk_saw_held_out"] is True
+    assert posterior.calibration["method"] == "5 folds of the last layer"
+    known = fit_posterior(network, labels, labels)  # what nobody should do: judge the fit by its own labels
+    oxygen = truth.species.index(8)
+    assert float(posterior.alphas[oxygen, 0]) > 1.5 * float(known.alphas[oxygen, 0])
+    rows = [
+        {(z, b): (f, y) for z, b, _, f, y in committee._observations(network, snapshot, None)} for snapshot in labels
+    ]
+    alphas, counts = np.zeros((2, 3)), np.zeros((2, 3))
+    for z, b in rows[0]:
+        ridge = float(posterior.ridges[z, b]) * np.eye(N_FEATURES)
+        for k in range(5):
+            features, references = (np.concatenate(p) for p in zip(*(rows[i][z, b] for i in range(5) if i != k)))
+            inverse = np.linalg.inv(features.T @ features + ridge)
+            f, y = rows[k][z, b]
+            errors = y - f @ inverse @ features.T @ references
+            alphas[z, b] += (errors**2 / np.einsum("nf,fg,ng->n", f, inverse, f)).sum()
+            counts[z, b] += len(y)
+    pooled = alphas.sum(axis=0) / counts.sum(axis=0)
+    expected = np.sqrt((alphas + 20 * pooled) / (counts + 20))
+    np.testing.assert_allclose(posterior.alphas.numpy(), expected, rtol=1e-6)  # inverse against eigenvectors
+
+
+def test_a_lone_snapshot_has_a_posterior():
+    labels = labelled(fixed_network(), 1, seed=1, noise=0.1)
+    posterior = fit_posterior(fitted(labels), labels)
+    assert torch.isfinite(posterior.alphas).all()
+    assert (posterior.alphas > 0).all()
+    assert posterior.n_atoms.tolist() == [4, 2]
+
+
+def test_unknown_surroundings_are_uncertain(trained):
+    near = trained.graph(structure(np.random.default_rng(1)))
+    far = structure(np.random.default_rng(1))
+    far.positions[5] = far.positions[4] + [0.2, 0.1, 0.3]  # two hydrogens on top of each other
+    found = relative_uncertainties(trained, join([near, trained.graph(far), near]))
+    assert found.shape == (3, 2)
+    assert found[1, 0] > 1.15 * found[0, 0]
+    np.testing.assert_allclose(found[2], found[0])
+    lone = relative_uncertainties(trained, trained.graph(structure(np.random.default_rng(1), (8, 8))))
+    assert np.isnan(lone[0, 0])
+    assert np.isfinite(lone[0, 1])
+
+
+def test_relative_uncertainty_is_that_of_components(trained):
+    graph = trained.graph(structure(np.random.default_rng(2)))
+    oxygen = graph.species == 1
+    variance = component_variances(trained, graph)[oxygen].sum(dim=1).mean()
+    spread = trained.scale[1].square().sum()
+    assert relative_uncertainties(trained, graph)[0, 1] == pytest.approx(float((variance / spread).sqrt()))
+
+
+def test_more_labels_of_an_atom_make_it_certain(trained):
+    """Adding a structure's own Gram matrix a hundredfold pins its tensors."""
+    from dataclasses import replace
+
+    graph = trained.graph(structure(np.random.default_rng(4)))
+    right = trained.posterior
+    grams = tuple(g + 99 * s for g, s in zip(right.grams, snapshot_grams(trained, graph)))
+    before = tensor_deviations(trained, graph)
+    try:
+        trained.posterior = replace(right, grams=grams)
+        # a row of weight 99 alone leaves at most alpha/sqrt(99) of its own direction
+        assert float(tensor_deviations(trained, graph).max()) < 0.35 * float(before.max())
+    finally:
+        trained.posterior = right
+
+
+def test_what_has_no_committee_is_refused(trained):
+    network = build_network(MessagePassingSettings(multiplicities=(4, 2)), [1, 8], "apt")
+    with pytest.raises(ModelError, match=r"linear in its features.*kind message-passing; train with the preset"):
+        Committee(network, 4)
+    with pytest.raises(ModelError, match="lacks; train it anew"):
+        Committee(fixed_network(), 4)
+    with pytest.raises(ModelError, match="at least 2 members, got 1"):
+        Committee(trained, 1)
+    with pytest.raises(LabelError, match="needs the training labels, got none"):
+        fit_posterior(trained, [])
