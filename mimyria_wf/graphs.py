@@ -159,7 +159,7 @@ def join(graphs: Sequence[Graph]) -> Graph:
         vectors=torch.cat([g.vectors for g in graphs]),
         snapshot=torch.cat([g.snapshot + s for g, s in zip(graphs, starts)]),
         n_snapshots=sum(g.n_snapshots for g in graphs),
-        environment=None if any(g.environment is None for g in graphs) else graphs[0].environment.join(
-            [g.environment for g in graphs]
-        ),
+        environment=None
+        if any(g.environment is None for g in graphs)
+        else graphs[0].environment.join([g.environment for g in graphs]),
     )

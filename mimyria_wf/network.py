@@ -9,13 +9,21 @@ import torch
 from ase.data import chemical_symbols
 
 from mimyria_wf import __version__
+from mimyria_wf.density_network import DensityNetwork
 from mimyria_wf.errors import ModelError
 from mimyria_wf.message_passing import MessagePassingNetwork
-from mimyria_wf.presets import UNITS, MessagePassingSettings, NetworkSettings, as_plain, network_settings
+from mimyria_wf.presets import (
+    UNITS,
+    DensitySettings,
+    MessagePassingSettings,
+    NetworkSettings,
+    as_plain,
+    network_settings,
+)
 from mimyria_wf.response_network import ResponseNetwork, construction
 
 FORMAT = "mimyria_wf response network 1"
-_NETWORKS: dict[str, Any] = {MessagePassingSettings.kind: MessagePassingNetwork}
+_NETWORKS: dict[str, Any] = {MessagePassingSettings.kind: MessagePassingNetwork, DensitySettings.kind: DensityNetwork}
 
 
 def build_network(

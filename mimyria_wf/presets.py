@@ -70,6 +70,59 @@ class MessagePassingSettings(NetworkSettings):
                 raise ModelError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DensitySettings(NetworkSettings):
+    """Network on species densities (:mod:`mimyria_wf.density_network`).
+
+    Attributes:
+        l_max: highest l of densities and features.
+        n_channels: channels of the hidden features for each l.
+        cutoff: radius of the densities [A]; it may exceed half the box.
+        n_radial: radial functions of the densities.
+        n_bond: radial functions over the bond lengths of each pair of species.
+        message_cutoff: radius of the messages [A].
+        n_message_radial: radial functions of the messages.
+        n_message_channels: channels of a message.
+        n_rounds: number of exchanges of messages.
+        n_products: products after each exchange; one comes before the first.
+        n_hidden: hidden neurons of the gates.
+    """
+
+    kind: ClassVar[str] = "density"
+    l_max: int = 2
+    n_channels: int = 16
+    cutoff: float = 6.0
+    n_radial: int = 9
+    n_bond: int = 4
+    message_cutoff: float = 4.0
+    n_message_radial: int = 6
+    n_message_channels: int = 16
+    n_rounds: int = 1
+    n_products: int = 1
+    n_hidden: int = 64
+
+    def __post_init__(self) -> None:
+        for name, lowest in (
+            ("l_max", 2),
+            ("n_channels", 1),
+            ("n_radial", 1),
+            ("n_bond", 0),
+            ("n_message_radial", 1),
+            ("n_message_channels", 1),
+            ("n_rounds", 0),
+            ("n_products", 0),
+            ("n_hidden", 1),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < lowest:
+                raise ModelError(f"{name} must be an integer >= {lowest}, got {value!r}")
+        if not 0 < self.message_cutoff <= self.cutoff <= MAXIMUM_CUTOFF:
+            raise ModelError(
+                f"0 < message_cutoff <= cutoff <= {MAXIMUM_CUTOFF:g} A must hold, got {self.message_cutoff:g} and "
+                f"{self.cutoff:g} A"
+            )
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """How a response network is fitted.
@@ -78,13 +131,18 @@ class TrainingSettings:
         n_steps: number of optimizer steps.
         n_epochs: number of passes over the training snapshots; of n_steps and n_epochs the shorter holds.
         batch_size: snapshots a step.
+        batch_atoms: where it is not 0, so many snapshots a step as hold about this number of atoms, but not more than
+            makes three steps of an epoch.
         learning_rate: highest rate of Adam.
         schedule: ``cosine`` warms up linearly and decays to zero at the last step; ``plateau`` multiplies the rate by
             plateau_factor when the validation loss (training loss without validation snapshots) has not improved for
             plateau_patience epochs.
         warmup_steps: length of the linear warm-up (``cosine``).
+        warmup_fraction: the same as a share of all steps; the longer holds.
         ema_decay: decay of the exponential moving average of the weights that becomes the model; 0 keeps the weights.
-        weight_decay: L2 penalty of Adam.
+        weight_decay: of Adam, an L2 penalty; of AdamW, decoupled from the gradient.
+        optimizer: ``adam`` or ``adamw``.
+        gradient_clip: largest norm of the gradient of a step; 0 for no bound.
         validation_fraction: share of the training trajectories set aside to choose the best epoch; 0 sets none aside.
         balances_species: each species weighs the same in the loss, however few its atoms.
         block_weights: relative weights of the irreducible blocks in the loss; empty for equal weights.
@@ -97,13 +155,17 @@ class TrainingSettings:
     n_steps: int | None = None
     n_epochs: int | None = None
     batch_size: int = 4
+    batch_atoms: int = 0
     learning_rate: float = 1e-2
     schedule: Literal["cosine", "plateau"] = "cosine"
     warmup_steps: int = 20
+    warmup_fraction: float = 0.0
     plateau_factor: float = 0.1
     plateau_patience: int = 10
     ema_decay: float = 0.99
     weight_decay: float = 0.0
+    optimizer: Literal["adam", "adamw"] = "adam"
+    gradient_clip: float = 0.0
     validation_fraction: float = 0.0
     balances_species: bool = True
     block_weights: tuple[float, ...] = ()
@@ -237,4 +299,4 @@ def network_settings(plain: Mapping[str, Any]) -> NetworkSettings:
         raise ModelError(f"the settings of a {kind} network do not fit: {error}") from None
 
 
-_KINDS: dict[str, type[NetworkSettings]] = {c.kind: c for c in (MessagePassingSettings,)}
+_KINDS: dict[str, type[NetworkSettings]] = {c.kind: c for c in (MessagePassingSettings, DensitySettings)}

@@ -269,9 +269,11 @@ class _Trainer:
             network = build_network(
                 network_settings, species, target, n_neighbours=n_edges / n_nodes, seed=settings.seed, dtype=dtype
             )
+            network.adapt([graphs[i] for i in self.training])
         else:
             network = _continued(initial_model, target, network_settings, species, dtype)
             graphs = [_graph(s, network.species, network.cutoff, dtype) for s in labels]
+        graphs = [network.prepare(g) for g in graphs]
         self.network, self.graphs = network, graphs
         components = [to_irreps(target, torch.from_numpy(_tensors(s, target))).to(dtype) for s in labels]
         if initial_model is None:
@@ -295,11 +297,16 @@ class _Trainer:
             "is_warm_start": initial_model is not None,
         }
         self.parameters: list[torch.Tensor] = list(network.parameters())
-        self.optimizer = torch.optim.Adam(
+        optimizer = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+        self.optimizer = optimizer(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=True
         )
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema_decay else []
-        self.steps_per_epoch = math.ceil(len(self.training) / settings.batch_size)
+        self.batch_size = settings.batch_size
+        if settings.batch_atoms:
+            atoms = np.mean([len(graphs[i].species) for i in self.training])
+            self.batch_size = max(1, min(round(settings.batch_atoms / atoms), len(self.training) // 3))
+        self.steps_per_epoch = math.ceil(len(self.training) / self.batch_size)
         self.n_steps = min(
             n for n in (settings.n_steps, (settings.n_epochs or 0) * self.steps_per_epoch or None) if n is not None
         )
@@ -342,7 +349,7 @@ class _Trainer:
         while self.step < self.n_steps:
             epoch, place = divmod(self.step, self.steps_per_epoch)
             order = np.random.default_rng([settings.seed, epoch]).permutation(self.training)
-            batch = order[place * settings.batch_size : (place + 1) * settings.batch_size].tolist()
+            batch = order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
             rate = self._learning_rate()
             self.losses.append(self._optimise(batch, rate))
             self.step += 1
@@ -394,7 +401,8 @@ class _Trainer:
         settings = self.settings
         if settings.schedule == "plateau":
             return self.plateau_rate
-        warm = min(1.0, (self.step + 1) / max(1, settings.warmup_steps))
+        warmup = max(1.0, settings.warmup_steps, settings.warmup_fraction * self.n_steps)
+        warm = min(1.0, (self.step + 1) / warmup)
         return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.step / self.n_steps))
 
     def _loss(self, indices: Sequence[int]) -> torch.Tensor:
@@ -430,6 +438,8 @@ class _Trainer:
             )
         self.optimizer.zero_grad()
         loss.backward()
+        if self.settings.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.gradient_clip)
         self.optimizer.step()
         if self.average:
             # The average forgets its start quickly: with a fixed decay it would hold the random weights for 1/(1-d).
