@@ -385,6 +385,17 @@ def _configure_label(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--volume", type=float, help="with --derivatives: nominal volume of a cluster [A^3]")
     parser.add_argument("--keep-sum-rules", action="store_true", help="with --derivatives: do not project")
     parser.add_argument("--groups", default="all", help="with --derivatives: all, species, or a YAML file of groups")
+    parser.add_argument(
+        "--clusters",
+        action="store_true",
+        help="label every molecule in the cluster cut out around it: also periodic systems, at tblite's level",
+    )
+    parser.add_argument(
+        "--radius", type=float, help="with --clusters: between the nearest atoms of molecules [A] (3.5)"
+    )
+    parser.add_argument("--max-molecules", type=int, help="with --clusters: most molecules in one")
+    parser.add_argument("--charges", type=_formula_charges, help="with --clusters: of molecules, e.g. SO4=-2,Na=1")
+    parser.add_argument("--processes", type=int, help="with --clusters: workers that share them")
     _state_arguments(parser)
 
 
@@ -396,6 +407,17 @@ def _label(chosen: argparse.Namespace) -> dict[str, Any]:
 
     engine = TbliteEngine(method=chosen.method, accuracy=chosen.accuracy)
     common = {"charge": chosen.charge, "multiplicity": chosen.multiplicity, "progress": progress_for(chosen)}
+    of_clusters = {
+        "radius": chosen.radius,
+        "n_molecules": chosen.max_molecules,
+        "charges": chosen.charges,
+        "processes": chosen.processes,
+    }
+    given = {key: value for key, value in of_clusters.items() if value is not None}
+    if chosen.clusters:
+        return _label_clusters(chosen, engine, given)
+    if given:
+        raise LabelError(f"label --{'max-molecules' if 'n_molecules' in given else next(iter(given))} needs --clusters")
     if chosen.derivatives is not None:
         return label_trajectory_file(
             chosen.file,
@@ -417,6 +439,35 @@ def _label(chosen: argparse.Namespace) -> dict[str, Any]:
     if chosen.output is None:
         raise LabelError("label needs -o OUT.extxyz")
     return label_file(chosen.file, engine, chosen.targets, chosen.step, chosen.output, chosen.field_forces, **common)
+
+
+def _label_clusters(chosen: argparse.Namespace, engine: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    from mimyria_wf.cluster_labels import label_clusters_file
+    from mimyria_wf.errors import LabelError
+
+    for flag in ("vectors", "field_forces", "derivatives", "multiplicity"):
+        if getattr(chosen, flag) is not None:
+            raise LabelError(f"label --clusters does not go with --{flag.replace('_', '-')}")
+    if chosen.output is None:
+        raise LabelError("label needs -o OUT.extxyz")
+    return label_clusters_file(
+        chosen.file,
+        engine,
+        chosen.targets,
+        chosen.step,
+        chosen.output,
+        charge=chosen.charge,
+        progress=progress_for(chosen),
+        **settings,
+    )
+
+
+def _formula_charges(text: str) -> dict[str, int]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    try:
+        return {formula.strip(): int(charge) for formula, _, charge in pairs if formula.strip()}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected formulas with charges such as SO4=-2,Na=1, got {text!r}") from None
 
 
 # ------------------------------------------------------------------------------------------- train, predict, spectra

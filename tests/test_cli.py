@@ -119,6 +119,7 @@ def test_the_verbs_of_the_design_are_there() -> None:
         ("train --target apt --train A.extxyz --test B.extxyz -o model --set 3", "JSON object"),
         ("train --target apt --train A.extxyz --test B.extxyz -o model --set {n_steps:3}", "JSON object"),
         ("label A.extxyz --vectors [1, --field-forces out.h5", "--vectors"),
+        ("label A.extxyz --clusters --charges SO4 -o out.extxyz", "SO4=-2"),
         ("spectra a.h5 --temperature cold -o out", "cold"),
         ("frobnicate", "frobnicate"),
         ("", "VERB"),
@@ -196,6 +197,25 @@ def test_label_follows_a_trajectory_in_parts_that_join(folder: Path, tmp_path: P
     scale = np.abs(whole.dipole_derivative).max()
     np.testing.assert_allclose(joined.dipole_derivative, whole.dipole_derivative, atol=1e-3 * scale)
     assert joined.n_frames == whole.n_frames == 12
+
+
+def test_label_through_clusters_takes_a_box(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    """Two molecules far apart in a box: each is a cluster of its own, with the tensors that it has alone."""
+    alone = waters(2)
+    box = alone[0] + alone[1]
+    box.positions[3:] += (9.0, 0.0, 0.0)
+    box.set_cell([18.0, 12.0, 12.0])
+    box.pbc = True
+    box.info |= {"charge": 0, "snapshot": "box/0"}
+    ase.io.write(tmp_path / "box.extxyz", box)
+    result = cli("label", tmp_path / "box.extxyz", "--clusters", "--targets", "apt", "-o", tmp_path / "labels.extxyz")
+    assert (result["n_clusters"], result["mean_molecules_in_cluster"], result["radius"]) == (2, 1, 3.5)
+    (label,) = read_labels(tmp_path / "labels.extxyz")
+    wanted = np.concatenate([one.apt for one in read_labels(folder / "A.extxyz")[:2]])
+    np.testing.assert_allclose(label.apt, wanted, atol=1e-4)  # the engine's at its default accuracy
+    more = ("--radius", 9.5, "--max-molecules", 2, "--processes", 2, "--charges", "H2O=0")
+    arguments = ("label", tmp_path / "box.extxyz", "--clusters", "--targets", "apt", *more, "-o", tmp_path / "b.extxyz")
+    assert cli(*arguments)["mean_molecules_in_cluster"] == 2
 
 
 def test_train_leaves_model_metrics_and_history(folder: Path) -> None:
@@ -519,6 +539,12 @@ BAD_INPUT = {
     "vectors of two numbers": ("label {f}/A0.extxyz --vectors [[0,0]] --field-forces {t}/out.h5", "[x, y, z]"),
     "vectors that are words": ('label {f}/A0.extxyz --vectors ["a"] --field-forces {t}/out.h5', "[x, y, z]"),
     "ragged vectors": ("label {f}/A0.extxyz --vectors [[0,0,0],[1]] --field-forces {t}/out.h5", "[x, y, z]"),
+    "clusters that nobody asked for": ("label {f}/A0.extxyz --radius 4 -o {t}/out.extxyz", "--radius needs --clusters"),
+    "clusters along a trajectory": (
+        "label {f}/nve-000.h5 --clusters --derivatives {t}/out.h5",
+        "--clusters does not go with --derivatives",
+    ),
+    "clusters to nowhere": ("label {f}/A0.extxyz --clusters", "-o OUT.extxyz"),
     "frames beyond the end": ("label {f}/nve-000.h5 --derivatives {t}/out.h5 --stop 5000", "5000"),
     "train without labels": ("train --target apt --train {t}/unlabelled.extxyz --test {f}/B.extxyz -o {t}/m", "label"),
     "no training file": ("train --target apt --train {t}/none.extxyz --test {f}/B.extxyz -o {t}/m", "none.extxyz"),
