@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from mimyria_wf.campaign_file import CampaignFileError, KeyPath, Problem, Source, is_number, read_yaml, shown
-from mimyria_wf.campaign_messages import group_mistakes, problems_of, section_of, suggestion, wrong
+from mimyria_wf.campaign_messages import group_mistakes, key_below, problems_of, section_of, suggestion, wrong
 from mimyria_wf.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -613,6 +613,10 @@ class Prediction(Section):
     project_sum_rules: Bool = Field(True, description="Make the tensors obey the acoustic sum rules exactly.")
 
 
+GROUP_KEYS = ("groups", "relations", "units", "connectivity", "rdf")
+"""Keys of `spectra` that make up a scheme of groups."""
+
+
 class Spectra(Section):
     """Correlation functions and spectra."""
 
@@ -703,8 +707,7 @@ class Spectra(Section):
             return None
         from mimyria_wf.group_schema import GroupScheme
 
-        keys = ("groups", "relations", "units", "connectivity", "rdf")
-        values = {key: value for key in keys if (value := getattr(self, key)) is not None}
+        values = {key: value for key in GROUP_KEYS if (value := getattr(self, key)) is not None}
         return GroupScheme.model_validate({**values, "relations": list(self.relations), "every": self.groups_every})
 
     @model_validator(mode="after")
@@ -980,7 +983,8 @@ class Campaign(Section):
         try:
             return cls.model_validate(data, context=source)
         except ValidationError as error:
-            raise CampaignFileError(problems_of(error, source, cls)) from None
+            problems = problems_of(error, source, cls)
+            raise CampaignFileError([*problems, *_group_problems(data, source, problems)]) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the campaign with its defaults as plain values; :meth:`from_dict` takes them back."""
@@ -1198,6 +1202,22 @@ class Campaign(Section):
                 with file.open("rb") as stream:
                     digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
         return digests
+
+
+def _group_problems(data: Any, source: Source, known: Sequence[Problem]) -> list[Problem]:
+    """Return what is wrong with groups in a section with other mistakes, at which pydantic stops before it."""
+    spectra = data.get("spectra") if isinstance(data, Mapping) else None
+    if not isinstance(spectra, Mapping) or not isinstance(spectra.get("groups"), Mapping):
+        return []
+    if {problem.key_path[:2] for problem in known} & {("spectra", key) for key in GROUP_KEYS}:
+        return []
+    from mimyria_wf.group_schema import GroupScheme
+
+    try:
+        GroupScheme.model_validate({key: spectra[key] for key in GROUP_KEYS if key in spectra})
+    except ValidationError as error:
+        return [source.problem(key_below(("spectra",), key), *words) for key, *words in group_mistakes(error)]
+    return []
 
 
 def path_from(directory: Path, value: str) -> Path:

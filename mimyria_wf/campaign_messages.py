@@ -146,11 +146,11 @@ def problems_of(error: ValidationError, source: Source, root: type[BaseModel]) -
             continue
         problems.append(_problem(details, source, root))
         for key, statement, remedy in details.get("ctx", {}).get("others", ()):
-            problems.append(source.problem(_target(details["loc"], key), statement, remedy))
+            problems.append(source.problem(key_below(details["loc"], key), statement, remedy))
     return problems
 
 
-def _target(around: KeyPath, key: str) -> KeyPath:
+def key_below(around: KeyPath, key: str) -> KeyPath:
     """Return the path of a dotted key below another path."""
     return (*around, *(int(part) if part.isdigit() else part for part in key.split(".") if part))
 
@@ -186,10 +186,10 @@ def _problem(details: ErrorDetails, source: Source, root: type[BaseModel]) -> Pr
     key_path: KeyPath = tuple(key for key in details["loc"])
     kind, found, context = details["type"], details["input"], details.get("ctx", {})
     if kind == "campaign":
-        target = _target(key_path, context["key"])
+        where = key_below(key_path, context["key"])
         if context["key"] == "" and not key_path:
             return source.problem((), f"the campaign {context['statement']}", context["remedy"])
-        return source.problem(target, context["statement"], context["remedy"])
+        return source.problem(where, context["statement"], context["remedy"])
     if kind == "extra_forbidden":
         return _unknown_key(key_path, source, root)
     if kind == "missing":

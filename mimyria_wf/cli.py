@@ -838,7 +838,7 @@ def _configure_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", type=Path, help="labelled extxyz, or folder of `spectra` (or its ir.csv, raman.csv)")
     parser.add_argument("b", type=Path, help="the reference, of the same kind")
     _range_arguments(parser)
-    parser.add_argument("--plot", type=Path, help="spectra: overlay as PNG")
+    parser.add_argument("--plot", type=_picture, help="spectra: overlay, .png, .pdf or .svg")
 
 
 def _compare(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -860,6 +860,13 @@ def _join(chosen: argparse.Namespace) -> dict[str, Any]:
     from mimyria_wf.derivatives import join_derivative_files
 
     return join_derivative_files(chosen.files, chosen.output)
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise argparse.ArgumentTypeError(f"a picture ends in .png, .pdf or .svg, got {text!r}")
+    return path
 
 
 def _json_list(text: str) -> list[Any]:

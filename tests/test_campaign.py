@@ -757,6 +757,18 @@ def test_every_group_that_is_wrong_is_named() -> None:
         assert line.endswith(f"(campaign.yaml, line {number})")
 
 
+def test_wrong_groups_are_named_beside_other_mistakes_of_their_section() -> None:
+    groups = "  window_fs: -5\n  groups:\n    a: {specie: O}\n    b: {species: Ox}"
+    with pytest.raises(CampaignError) as caught:
+        parse_campaign(CLUSTER.replace("  window_fs: 500", groups, 1))
+    lines = [line.split()[0] for line in str(caught.value).splitlines()]
+    assert lines == ["spectra.window_fs", "spectra.groups.a.specie", "spectra.groups.b.species"]
+    with pytest.raises(CampaignError) as caught:  # once each
+        parse_campaign(CLUSTER.replace("  window_fs: 500", groups.replace("window_fs: -5", "units: cells"), 1))
+    lines = [line.split()[0] for line in str(caught.value).splitlines()]
+    assert lines == ["spectra.units"]
+
+
 @pytest.mark.parametrize(
     ("targets", "lines", "message"),
     [

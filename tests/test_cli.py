@@ -121,6 +121,7 @@ def test_the_verbs_of_the_design_are_there() -> None:
         ("label A.extxyz --vectors [1, --field-forces out.h5", "--vectors"),
         ("label A.extxyz --clusters --charges SO4 -o out.extxyz", "SO4=-2"),
         ("spectra a.h5 --temperature cold -o out", "cold"),
+        ("compare a b --plot overlay.txt", ".png, .pdf or .svg"),
         ("frobnicate", "frobnicate"),
         ("", "VERB"),
     ],
