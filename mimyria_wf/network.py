@@ -17,13 +17,19 @@ from mimyria_wf.presets import (
     DensitySettings,
     MessagePassingSettings,
     NetworkSettings,
+    SimpleSettings,
     as_plain,
     network_settings,
 )
 from mimyria_wf.response_network import ResponseNetwork, construction
+from mimyria_wf.simple_network import SimpleNetwork
 
 FORMAT = "mimyria_wf response network 1"
-_NETWORKS: dict[str, Any] = {MessagePassingSettings.kind: MessagePassingNetwork, DensitySettings.kind: DensityNetwork}
+_NETWORKS: dict[str, Any] = {
+    MessagePassingSettings.kind: MessagePassingNetwork,
+    SimpleSettings.kind: SimpleNetwork,
+    DensitySettings.kind: DensityNetwork,
+}
 
 
 def build_network(

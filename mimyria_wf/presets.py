@@ -4,6 +4,7 @@ Two presets for each target. ``paper`` is Section 2.5 of Schienbein (2026), with
 three gated message-passing layers and one output layer, 6 A, l <= 3, both parities, Adam at 1e-2 whose rate drops
 tenfold when the validation loss has not improved for ten epochs, best epoch kept. ``default`` is a small network for
 one core: two gated layers and one output layer, 4 A, and a fixed number of steps, so that a seed gives one model.
+``aptnn2023``, for APTs alone, is Schienbein, J. Chem. Theory Comput. 19, 705 (2023).
 """
 
 from collections.abc import Mapping
@@ -68,6 +69,32 @@ class MessagePassingSettings(NetworkSettings):
         for name, lowest in (("n_layers", 1), ("edge_l_max", 1), ("n_radial", 1)):
             if getattr(self, name) < lowest:
                 raise ModelError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimpleSettings(NetworkSettings):
+    """e3nn's ``SimpleNetwork`` (v2106), as Schienbein (2023) used it (:mod:`mimyria_wf.simple_network`).
+
+    Attributes:
+        n_channels: of each l and parity.
+        n_layers: number of gated layers; one output layer follows.
+        l_max: highest l of features and of spherical harmonics.
+        cutoff: radius of the neighbour list [A].
+    """
+
+    kind: ClassVar[str] = "simple"
+    n_channels: int = 20
+    n_layers: int = 2
+    l_max: int = 2
+    cutoff: float = 6.0
+
+    def __post_init__(self) -> None:
+        for name in ("n_channels", "n_layers", "l_max"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ModelError(f"{name} must be an integer >= 1, got {value!r}")
+        if not 0 < self.cutoff <= MAXIMUM_CUTOFF:
+            raise ModelError(f"cutoff must lie in (0, {MAXIMUM_CUTOFF:g}] A, got {self.cutoff:g} A")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +245,7 @@ PRESETS: dict[str, dict[str, tuple[NetworkSettings, TrainingSettings]]] = {
         )
         for target, multiplicities in (("apt", (20, 10, 6, 5)), ("pgt", (40, 20, 13, 10)))
     },
+    "aptnn2023": {"apt": (SimpleSettings(), replace(_PAPER_TRAINING, n_epochs=500))},
     "default": {
         "apt": (
             MessagePassingSettings(multiplicities=(16, 8, 4)),
@@ -239,7 +267,7 @@ def resolve(
     """Return the settings of a preset for a target, with some fields replaced.
 
     Args:
-        preset: ``default`` or ``paper``.
+        preset: a key of :data:`PRESETS`.
         target: ``apt`` or ``pgt``.
         overrides: field names of the preset's network settings and of :class:`TrainingSettings` with new values. A
             given n_steps alone replaces the preset's n_epochs too, and the other way round.
@@ -251,6 +279,8 @@ def resolve(
         raise ModelError(f"unknown preset {preset!r}; known are {', '.join(sorted(PRESETS))}")
     if target not in TARGETS:
         raise ModelError(f"unknown target {target!r}; known are {', '.join(TARGETS)}")
+    if target not in PRESETS[preset]:
+        raise ModelError(f"preset {preset} is for {', '.join(PRESETS[preset])} alone, not for {target}: choose another")
     network, training = PRESETS[preset][target]
     changes = dict(overrides or {})
     if "n_steps" in changes:
@@ -299,4 +329,6 @@ def network_settings(plain: Mapping[str, Any]) -> NetworkSettings:
         raise ModelError(f"the settings of a {kind} network do not fit: {error}") from None
 
 
-_KINDS: dict[str, type[NetworkSettings]] = {c.kind: c for c in (MessagePassingSettings, DensitySettings)}
+_KINDS: dict[str, type[NetworkSettings]] = {
+    c.kind: c for c in (MessagePassingSettings, SimpleSettings, DensitySettings)
+}

@@ -14,7 +14,7 @@ from mimyria_wf.graphs import join
 from mimyria_wf.irreps import tensor_shape
 from mimyria_wf.network import build_network, load_model, save_model
 from mimyria_wf.presets import MessagePassingSettings, resolve
-from mimyria_wf.response_network import ResponseNetwork
+from mimyria_wf.response_network import ResponseNetwork, construction
 
 SETTINGS = {
     "both": MessagePassingSettings(multiplicities=(6, 4, 3)),
@@ -208,7 +208,7 @@ def test_refusals(tmp_path: Path) -> None:
         load_model(tmp_path / "other.pt")
     with pytest.raises(ModelError, match=r"cutoff must lie in \(0, 15\] A, got 80 A"):
         resolve("default", "apt", {"cutoff": 80.0})
-    with pytest.raises(ModelError, match="unknown preset 'papr'; known are default, paper"):
+    with pytest.raises(ModelError, match="unknown preset 'papr'; known are aptnn2023, "):
         resolve("papr", "apt")
     with pytest.raises(ModelError, match="unknown training override n_step"):
         resolve("default", "apt", {"n_step": 5})
@@ -220,3 +220,29 @@ def test_refusals(tmp_path: Path) -> None:
 def test_presets_do_not_import_torch() -> None:
     code = "import sys, mimyria_wf.presets, mimyria_wf.metrics; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_simple_network_is_that_of_e3nn() -> None:
+    from e3nn.nn.models.v2106.gate_points_networks import SimpleNetwork
+
+    settings, _ = resolve("aptnn2023", "apt")
+    network = build_network(settings, [1, 8], "apt", n_neighbours=7.0, dtype=torch.float64)
+    with construction(0):
+        # Section 3 of Schienbein (2023): two layers, 20 of each of 0o, 0e, 1o, 1e, 2o, 2e, 6 A
+        expected = SimpleNetwork("2x0e", "0e+1e+2e", 6.0, 7.0, 1.0, mul=20, layers=2, lmax=2, pool_nodes=False)
+    ours = dict(network.message_passing.named_parameters())
+    with torch.no_grad():
+        for name, parameter in expected.mp.named_parameters():
+            ours[name].copy_(torch.randn_like(parameter))
+            parameter.copy_(ours[name])
+    atoms = cluster()
+    species = torch.nn.functional.one_hot(network.graph(atoms).species, 2).double()
+    with construction(0), torch.no_grad():  # e3nn's own code takes the default dtype
+        found = expected({"pos": torch.from_numpy(atoms.positions), "x": species})
+        np.testing.assert_allclose(network.standardised(network.graph(atoms)).numpy(), found.numpy(), atol=1e-9)
+    assert float(found.abs().max()) > 0.1
+
+
+def test_the_preset_of_2023_is_for_apts_alone() -> None:
+    with pytest.raises(ModelError, match="preset aptnn2023 is for apt alone, not for pgt"):
+        resolve("aptnn2023", "pgt")
