@@ -516,7 +516,11 @@ class Training(Section):
     targets: tuple[Target, ...] = Field(
         ("apt", "pgt"), min_length=1, description="What to learn: `apt` (IR), `pgt` (Raman) or both."
     )
-    preset: Preset = Field("default", description="Settings of network and training.")
+    preset: Preset = Field(
+        "default",
+        description="Settings of network and training: `default`, or those of a paper, `paper` (2026) and, APT only, "
+        "`aptnn2023`.",
+    )
     overrides: dict[str, Any] = Field(
         default_factory=dict,
         description="Single settings that differ from the preset, for both targets, or under `apt:` and `pgt:`.",

@@ -329,6 +329,15 @@ BAD = [
     ),
     pytest.param(
         "preset: default",
+        "preset: aptnn2023",
+        (
+            "training.preset aptnn2023 has no network for pgt: write targets: [apt], or take another preset "
+            "(campaign.yaml, line 30)"
+        ),
+        id="preset_without_pgt",
+    ),
+    pytest.param(
+        "preset: default",
         "selection: farthest",
         "training.selection must be random, got 'farthest': choose one of them (campaign.yaml, line 30)",
         id="unknown_selection",
