@@ -26,6 +26,7 @@ form with its six field pairs as columns.
 import itertools
 import json
 import os
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ PAIRS_OF: dict[int, tuple[tuple[int, int], ...]] = {
 """Pairs of components that are correlated: six of a dipole, 21 of a polarizability derivative."""
 
 FORMAT = "mimyria_wf derivatives 1"
+_MEMBER_KEYS = {"apt": "dipole_members", "pgt": "polarizability_members"}
 UNITS: dict[str, str] = {
     "dipole_derivative": "e A/fs",
     "polarizability_derivative": "e^2 a0^2/(E_h fs)",
@@ -69,6 +71,8 @@ UNITS: dict[str, str] = {
     "volume": "A^3",
     "related_dipole": "(e A/fs)^2",
     "related_polarizability": "(e^2 a0^2/(E_h fs))^2",
+    "dipole_members": "e A/fs",
+    "polarizability_members": "e^2 a0^2/(E_h fs)",
 }
 
 
@@ -134,6 +138,26 @@ class RelatedSums:
 
 
 @dataclass(frozen=True)
+class Members:
+    """Derivatives of the whole system that each member of a committee gives (:mod:`mimyria_wf.committee`).
+
+    A member is the same function of the structure in all runs, so members of several runs go together one by one.
+
+    Attributes:
+        dipole: (n_members, n_frames, 3) [e A/fs], or None.
+        polarizability: (n_members, n_frames, 6) [e^2 a0^2/(E_h fs)], or None.
+    """
+
+    dipole: Array | None = None
+    polarizability: Array | None = None
+
+    @property
+    def n_members(self) -> int:
+        """Number of members."""
+        return max((len(values) for values in (self.dipole, self.polarizability) if values is not None), default=0)
+
+
+@dataclass(frozen=True)
 class DerivativeSeries:
     """Dipole and polarizability derivative of one run, by group of atoms.
 
@@ -155,6 +179,7 @@ class DerivativeSeries:
         origin: whether the derivatives are tensors times velocities, or differences of a series sampled at timestep.
         related: correlations by groups and relation, or None.
         occupancies: (n_groups,) mean number of atoms in each group, or None.
+        members: of a committee, or None.
     """
 
     name: str
@@ -174,6 +199,7 @@ class DerivativeSeries:
     origin: Origin = "velocities"
     related: RelatedSums | None = None
     occupancies: Array | None = None
+    members: Members | None = None
 
     def __post_init__(self) -> None:
         """Refuse series that no spectrum can be made of."""
@@ -220,6 +246,23 @@ class DerivativeSeries:
         for label, square, width in (("apt_square", self.apt_square, 3), ("pgt_square", self.pgt_square, 6)):
             if square is not None and square.shape != (width, width):
                 raise SpectrumError(f"{self.name}: {label} must have shape {(width, width)}, got {square.shape}")
+        if self.members is not None:
+            self._check_members(self.members)
+
+    def _check_members(self, members: Members) -> None:
+        for label, values, series, width in (
+            ("dipole", members.dipole, self.dipole_derivative, 3),
+            ("polarizability", members.polarizability, self.polarizability_derivative, 6),
+        ):
+            if (values is None) != (series is None):
+                raise SpectrumError(f"{self.name}: members and prediction must have the same targets, {label} differs")
+            if values is None:
+                continue
+            expected = (members.n_members, self.n_frames, width)
+            if values.shape != expected:
+                raise SpectrumError(f"{self.name}: {label} of members must have shape {expected}, got {values.shape}")
+            if not np.isfinite(values).all():
+                raise SpectrumError(f"{self.name}: {label} of members is not finite; check tensors and velocities")
 
     @property
     def n_frames(self) -> int:
@@ -603,6 +646,13 @@ class DerivativeWriter:
     """Writes a derivatives file (HDF5) chunk by chunk; use it as a context manager.
 
     The file appears under its name only when the block ends without an error, so a run cut off leaves no half file.
+    With a fingerprint it leaves ``<path>.part`` and ``<path>.part.state`` as they were at the last
+    :meth:`checkpoint`, from which a writer with the same fingerprint goes on.
+
+    Attributes:
+        n_frames: frames that are written, those of an earlier run included.
+        resumed: what the last checkpoint of that run was given; None at a fresh start.
+        restart_note: what was found of an earlier run, empty if there was nothing.
 
     Args:
         path: file to write.
@@ -615,6 +665,7 @@ class DerivativeWriter:
         groups: (n_atoms,) group index of each atom, what tells them frame by frame, or None.
         group_names: names of the groups; those of the groups without them.
         metadata: JSON-able.
+        fingerprint: of all inputs; None to start afresh and leave nothing behind.
     """
 
     def __init__(
@@ -630,6 +681,7 @@ class DerivativeWriter:
         groups: Array | GroupFollower | None = None,
         group_names: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         self.path = Path(path)
         self.name = name
@@ -639,21 +691,87 @@ class DerivativeWriter:
         self.group_names = _names_of(groups, group_names)
         self.metadata = dict(metadata or {})
         self.sums = DerivativeAccumulator(masses, removed_motion, is_periodic, groups, len(self.group_names))
+        self.n_frames = 0
+        self.resumed: Any = None
+        self.restart_note = ""
+        self._fingerprint = fingerprint
         self._part = self.path.with_name(self.path.name + ".part")
+        self._state = self.path.with_name(self.path.name + ".part.state")
         self._file: h5py.File | None = None
 
     def __enter__(self) -> Self:
-        self._file = h5py.File(self._part, "w")
+        if self._fingerprint is None or not self._resume(self._fingerprint):
+            self._state.unlink(missing_ok=True)
+            self._file = h5py.File(self._part, "w")
         return self
 
+    def _resume(self, fingerprint: str) -> bool:
+        """Take up what an earlier run with the same inputs left; tell whether there was something."""
+        if not self._state.exists():
+            return False
+        try:
+            # Written by checkpoint() into the folder of the results, by the same user.
+            found = pickle.loads(self._state.read_bytes())
+            if found["fingerprint"] != fingerprint:
+                self.restart_note = f"{self._part} belongs to other inputs; started afresh"
+                return False
+            file = h5py.File(self._part, "r+")
+        except (OSError, EOFError, KeyError, pickle.UnpicklingError, AttributeError, ImportError, TypeError) as error:
+            self.restart_note = f"{self._part} cannot be gone on with ({type(error).__name__}); started afresh"
+            return False
+        n_frames = found["n_frames"]
+        if any(len(dataset) < n_frames for dataset in file.values()):
+            file.close()
+            self.restart_note = f"{self._part} holds fewer frames than it should; started afresh"
+            return False
+        for dataset in file.values():  # what was written after the checkpoint is written again
+            dataset.resize(n_frames, axis=0)
+        self._file, self.n_frames, self.sums, self.resumed = file, n_frames, found["sums"], found["content"]
+        self.restart_note = f"went on from frame {n_frames} of an earlier run"
+        return True
+
+    def checkpoint(self, content: Any) -> None:
+        """Let a later run with the same fingerprint go on from here.
+
+        Args:
+            content: what it will find as ``resumed``; anything that can be pickled.
+        """
+        assert self._file is not None, "DerivativeWriter is used outside its with block"
+        assert self._fingerprint is not None, "a writer without a fingerprint cannot be gone on with"
+        self._file.flush()
+        state = {
+            "fingerprint": self._fingerprint,
+            "n_frames": self.n_frames,
+            "sums": self.sums,
+            "content": content,
+        }
+        new = self._state.with_name(self._state.name + ".new")
+        new.write_bytes(pickle.dumps(state))
+        os.replace(new, self._state)
+
     def append(
-        self, velocities: Array, positions: Array, *, apt: Array | None = None, pgt: Array | None = None
+        self,
+        velocities: Array,
+        positions: Array,
+        *,
+        apt: Array | None = None,
+        pgt: Array | None = None,
+        members: Mapping[str, Array] | None = None,
     ) -> None:
-        """Contract one chunk and append it; arguments as in :meth:`DerivativeAccumulator.add`."""
+        """Contract one chunk and append it; arguments as in :meth:`DerivativeAccumulator.add`.
+
+        ``members`` are contracted already, by target: (n_frames, n_members, 3) [e A/fs] under ``apt`` and
+        (n_frames, n_members, 6) [e^2 a0^2/(E_h fs)] under ``pgt``.
+        """
         dipole, polarizability, temperature = self.sums.add(velocities, positions, apt, pgt)
         self._extend("dipole_derivative", dipole)
         self._extend("polarizability_derivative", polarizability)
+        for target, key in _MEMBER_KEYS.items():
+            if members is not None and target in members:
+                # single precision: they make error bars only
+                self._extend(key, members[target].astype(np.float32))
         self._extend("kinetic_temperature", temperature)
+        self.n_frames += len(temperature)
 
     def _extend(self, key: str, rows: Array | None) -> None:
         assert self._file is not None, "DerivativeWriter is used outside its with block"
@@ -701,7 +819,8 @@ class DerivativeWriter:
             self._file.close()
             if is_complete:
                 os.replace(self._part, self.path)
-            else:
+                self._state.unlink(missing_ok=True)
+            elif not self._state.exists():
                 self._part.unlink()
 
 
@@ -757,6 +876,11 @@ def write_derivatives(path: str | Path, series: DerivativeSeries) -> None:
             values = getattr(series, key)
             if values is not None:
                 file.create_dataset(key, data=values).attrs["unit"] = UNITS[key]
+        if series.members is not None:
+            for key, values in zip(_MEMBER_KEYS.values(), (series.members.dipole, series.members.polarizability)):
+                if values is not None:
+                    frames_first = values.swapaxes(0, 1).astype(np.float32)
+                    file.create_dataset(key, data=frames_first).attrs["unit"] = UNITS[key]
         _write_header(
             file,
             name=series.name,
@@ -828,6 +952,7 @@ def read_derivatives(path: str | Path) -> DerivativeSeries:
             "pgt_square",
             "related_dipole",
             "related_polarizability",
+            *_MEMBER_KEYS.values(),
         ):
             arrays[key] = np.asarray(file[key], dtype=float) if key in file else None
             if key in file and file[key].attrs.get("unit") != UNITS[key]:
@@ -839,6 +964,10 @@ def read_derivatives(path: str | Path) -> DerivativeSeries:
     if "related_parts" in attributes:
         parts = tuple((str(a), str(b), str(relation)) for a, b, relation in json.loads(attributes["related_parts"]))
         related = RelatedSums(parts, dipole, polarizability)
+    in_file = [arrays.pop(key) for key in _MEMBER_KEYS.values()]
+    members = None
+    if any(values is not None for values in in_file):
+        members = Members(*(None if values is None else values.swapaxes(0, 1) for values in in_file))
     return DerivativeSeries(
         name=str(attributes["name"]),
         timestep=float(attributes["timestep"]),
@@ -852,8 +981,23 @@ def read_derivatives(path: str | Path) -> DerivativeSeries:
         origin=attributes.get("origin", "velocities"),
         related=related,
         occupancies=np.asarray(attributes["occupancies"], dtype=float) if "occupancies" in attributes else None,
+        members=members,
         **arrays,
     )
+
+
+def require_same_committee(first: tuple[str, Mapping[str, Any]], *others: tuple[str, Mapping[str, Any]]) -> None:
+    """Refuse runs, each given by name and metadata, whose members are not the same networks.
+
+    Raises:
+        SpectrumError: names the first two that differ.
+    """
+    for name, metadata in others:
+        if metadata.get("committee") != first[1].get("committee"):
+            raise SpectrumError(
+                f"{first[0]} and {name} were predicted with different committees; predict all runs with the same "
+                "models, number of members and seed"
+            )
 
 
 _GROUP_KEYS = ("groups", "relations", "units", "every", "connectivity")
@@ -957,6 +1101,9 @@ def join_derivatives(parts: Sequence[DerivativeSeries], name: str | None = None)
         return None if pieces is None else np.concatenate(pieces)
 
     occupancies = _of_all(parts, "occupancies")
+    committees = _of_all(parts, "members")
+    if committees is not None:
+        require_same_committee((first.name, first.metadata), *((part.name, part.metadata) for part in parts[1:]))
     return DerivativeSeries(
         name=first.name if name is None else name,
         timestep=first.timestep,
@@ -974,10 +1121,19 @@ def join_derivatives(parts: Sequence[DerivativeSeries], name: str | None = None)
         metadata={**first.metadata, **{k: parts[-1].metadata[k] for k in ("stop",) if k in parts[-1].metadata}},
         origin=first.origin,
         occupancies=None if occupancies is None else counts @ np.array(occupancies) / counts.sum(),
+        members=None if committees is None else _joined_members(committees),
     )
 
 
-def _of_all(parts: Sequence[DerivativeSeries], key: str) -> list[Array] | None:
+def _joined_members(parts: Sequence[Members]) -> Members:
+    def joined(pieces: list[Array | None]) -> Array | None:
+        present = [piece for piece in pieces if piece is not None]
+        return np.concatenate(present, axis=1) if present else None
+
+    return Members(joined([part.dipole for part in parts]), joined([part.polarizability for part in parts]))
+
+
+def _of_all(parts: Sequence[DerivativeSeries], key: str) -> list[Any] | None:
     """Return one array of each part, None if no part has it."""
     found = [getattr(part, key) for part in parts]
     if all(array is None for array in found):

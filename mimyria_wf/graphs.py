@@ -1,7 +1,7 @@
 """Atoms and their neighbours as tensors: what a response network sees of snapshots."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,11 @@ class Graph:
     def sum_by_snapshot(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum of (n_nodes, ...) values over the nodes of each snapshot, (n_snapshots, ...)."""
         return values.new_zeros(self.n_snapshots, *values.shape[1:]).index_add_(0, self.snapshot, values)
+
+    def to(self, device: str) -> "Graph":
+        """Return the graph on another device, without its environment."""
+        names = ("species", "senders", "receivers", "vectors", "snapshot")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names}, environment=None)
 
 
 def graph_of(

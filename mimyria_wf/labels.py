@@ -219,6 +219,18 @@ def read_labels(path: str | Path, targets: Sequence[str] | None = None) -> list[
     return snapshots
 
 
+def labelled_atoms(labelled: LabelledSnapshot, metadata: Mapping[str, str | int | float] | None = None) -> ase.Atoms:
+    """Return the atoms with what :func:`write_labels` writes: tensors as arrays, units and axes as info."""
+    atoms = labelled.atoms.copy()
+    atoms.info = {**atoms.info, **(metadata or {})}
+    atoms.info["charge"] = labelled.charge
+    for name, tensor in labelled.tensors.tensors().items():
+        atoms.set_array(name, tensor.reshape(len(atoms), -1).astype(float))
+        atoms.info[f"{name}_unit"] = TENSOR_UNITS[name]
+        atoms.info[f"{name}_axes"] = TENSOR_AXES[name]
+    return atoms
+
+
 def write_labels(
     path: str | Path, snapshots: Iterable[LabelledSnapshot], metadata: Mapping[str, str | int | float] | None = None
 ) -> None:
@@ -231,16 +243,7 @@ def write_labels(
         snapshots: what to write.
         metadata: further header entries for each snapshot: field_step, engine, engine_version, level_of_theory.
     """
-    frames = []
-    for labelled in snapshots:
-        atoms = labelled.atoms.copy()
-        atoms.info = {**atoms.info, **(metadata or {})}
-        atoms.info["charge"] = labelled.charge
-        for name, tensor in labelled.tensors.tensors().items():
-            atoms.set_array(name, tensor.reshape(len(atoms), -1).astype(float))
-            atoms.info[f"{name}_unit"] = TENSOR_UNITS[name]
-            atoms.info[f"{name}_axes"] = TENSOR_AXES[name]
-        frames.append(atoms)
+    frames = [labelled_atoms(labelled, metadata) for labelled in snapshots]
     if not frames:
         raise LabelError(f"no labelled snapshots to write to {path}")
     path = Path(path)

@@ -1,38 +1,65 @@
-"""Prediction along trajectories: tensors frame by frame, contracted with velocities on the spot."""
+"""Prediction along trajectories: tensors frame by frame, contracted with velocities on the spot.
 
+Work goes in chunks of frames: a chunk's frames share neighbour lists, chunks go to threads side by side, and what they
+give is splined, contracted and written in order. So memory is constant in the number of frames, no result depends on
+the number of threads, and an interrupted prediction goes on after the last chunk that was written.
+"""
+
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import ase
+import ase.io
 import numpy as np
 import numpy.typing as npt
 import torch
 from ase.data import chemical_symbols
-from scipy.interpolate import CubicSpline
 
-from mimyria_wf.derivatives import DerivativeWriter
-from mimyria_wf.errors import ModelError
+from mimyria_wf import __version__
+from mimyria_wf.derivatives import DerivativeWriter, read_derivatives
+from mimyria_wf.errors import MimyriaError, ModelError
 from mimyria_wf.frames import Trajectory, TrajectoryReader
-from mimyria_wf.graphs import graph_of, join, species_index
+from mimyria_wf.graphs import graphs_of_frames, join, species_index
 from mimyria_wf.groups import Follower, ResolvedGroups, groups_of, n_lags
 from mimyria_wf.irreps import from_irreps, tensor_shape
-from mimyria_wf.labels import LabelledSnapshot, total_charge, write_labels
+from mimyria_wf.labels import LabelledSnapshot, labelled_atoms, total_charge
 from mimyria_wf.md_summary import energy_conservation
 from mimyria_wf.network import load_model
 from mimyria_wf.presets import TARGETS
 from mimyria_wf.response import project_apt, project_pgt
 from mimyria_wf.response_network import ResponseNetwork
+from mimyria_wf.stride import (
+    StreamedSpline,
+    StrideCheck,
+    check_strides,
+    first_knot,
+    knots_of,
+    segment_length,
+    unchecked,
+    unflattened,
+)
 from mimyria_wf.training import Progress, torch_threads
 from mimyria_wf.trajectory import check_velocities, open_trajectory
 
 Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
-_NODES_AT_ONCE = 1200
-_OVERLAP = 20
-"""Knots of a cubic spline beyond a chunk: a knot's influence falls by 2 - sqrt(3) = 0.27 a knot, 0.27^20 = 3e-12."""
+Device = Literal["cpu", "cuda"]
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+_NODES_AT_ONCE = {"cpu": 1200, "cuda": 50_000}
+"""Atoms in one evaluation: on a CPU what stays in its cache, on a GPU what fills it."""
+_NODES_A_CHUNK = 12_000
+CHECKPOINT_INTERVAL = 30.0
+"""Seconds between the states from which an interrupted prediction goes on."""
 
 
 def predict_tensors(
@@ -61,7 +88,7 @@ def predict_tensors(
         size = batch_size or _batch_size(len(snapshots[start]))
         batch = snapshots[start : start + size]
         graph = join([network.graph(a) for a in batch])
-        with torch.no_grad():
+        with torch.inference_mode():
             tensors = from_irreps(network.target, network.components(graph).double()).numpy()
         results += np.split(tensors, np.cumsum([len(a) for a in batch])[:-1])
         start += size
@@ -75,7 +102,8 @@ def predict_derivatives(
     reader: TrajectoryReader,
     out: PathLike,
     *,
-    stride: int = 1,
+    stride: int | Literal["auto"] = "auto",
+    stride_tolerance: float = 1e-3,
     groups: Array | ResolvedGroups | None = None,
     group_names: Sequence[str] | None = None,
     max_lag: float | None = None,
@@ -85,6 +113,10 @@ def predict_derivatives(
     volume: float | None = None,
     tensors: PathLike | None = None,
     metadata: Mapping[str, Any] | None = None,
+    threads: int = 1,
+    device: Device = "cpu",
+    restart: bool = False,
+    checkpoint_interval: float = CHECKPOINT_INTERVAL,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the dipole and polarizability derivatives of a trajectory, Eqs. 3 and 13, to a derivatives file.
@@ -97,7 +129,9 @@ def predict_derivatives(
         models: ``apt``, ``pgt`` or both, with their networks.
         reader: trajectory with velocities.
         out: derivatives file.
-        stride: predict at every stride-th frame.
+        stride: predict at every stride-th frame; ``auto`` takes the largest of 1, 2, 4, 8 and 16 that changes no
+            spectrum of a short segment by more than stride_tolerance (:mod:`mimyria_wf.stride`).
+        stride_tolerance: largest spectral distance that ``auto`` accepts.
         groups: (n_atoms,) group of each atom from 0, or groups and relations that change with time; one group without
             it.
         group_names: names of the groups; their numbers without them.
@@ -108,6 +142,10 @@ def predict_derivatives(
         volume: nominal volume of a cluster [A^3]; a periodic cell's own volume is always used.
         tensors: extended XYZ to write the tensors of every stride-th frame to, as they are contracted.
         metadata: JSON-able facts for the file.
+        threads: chunks of frames that are worked on side by side, each on one core.
+        device: where the networks are evaluated.
+        restart: go on with what an interrupted call with the same inputs left, or with its result if it is complete.
+        checkpoint_interval: with restart, seconds between the states from which a later call can go on.
         progress: called with (frames done, n_frames, message).
 
     Returns:
@@ -115,13 +153,12 @@ def predict_derivatives(
         over predicted frames and components of sum_i P_i - Q_tot 1 [e] and of sum_i Q_i [e^2 a0/E_h].
 
     Raises:
-        ModelError: no model, a model under the wrong target, an unknown species, or groups that do not fit.
+        ModelError: no model, a model under the wrong target, an unknown species, groups that do not fit, or no CUDA.
         TrajectoryError: the trajectory has no velocities or holds values that are not finite.
     """
     _check_models(models, reader)
     reader.require_velocities()
-    if stride < 1:
-        raise ModelError(f"stride must be at least 1, got {stride}")
+    _check_settings(stride, stride_tolerance, threads, device)
     grouping: Array | Follower | None
     if isinstance(groups, ResolvedGroups):
         grouping, names = groups.follower(reader, n_lags(reader, max_lag)), groups.names
@@ -133,49 +170,69 @@ def predict_derivatives(
         volume = float(abs(np.linalg.det(reader.cell)))
     elif volume is None and "volume" in reader.metadata:
         volume = float(reader.metadata["volume"])
-    predictor = _Predictor(models, reader, projects_sum_rules, charge, batch_size)
-    kept: list[LabelledSnapshot] | None = [] if tensors is not None else None
+    predictor = _Predictor(models, reader, projects_sum_rules, charge, batch_size, device)
+    check = None
+    if stride == "auto":
+        check = _check_stride(predictor, reader, stride_tolerance, reader.n_frames, threads)
+        stride = check.chosen
+    facts = {
+        "source": "prediction",
+        "stride": stride,
+        **({"stride_check": check.to_dict()} if check is not None else {}),
+        "sum_rules_projected": projects_sum_rules,
+        "charge": charge,
+        "models": {t: _model_facts(m) for t, m in models.items()},
+        **({"groups": groups.metadata()} if isinstance(groups, ResolvedGroups) else {}),
+        **dict(metadata or {}),
+    }
+    if restart:
+        static = grouping.tolist() if isinstance(grouping, np.ndarray) else None
+        facts["fingerprint"] = _fingerprint(
+            models, reader, [facts, static, names, max_lag, predictor.batch_size, volume, device, str(tensors or "")]
+        )
+        finished = _finished(Path(out), facts["fingerprint"], tensors)
+        if finished is not None:
+            return finished
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with DerivativeWriter(
-        Path(out),
-        name=reader.name,
-        timestep=reader.timestep,
-        masses=reader.masses,
-        volume=volume,
-        is_periodic=is_periodic,
-        groups=grouping,
-        group_names=names,
-        metadata={
-            "source": "prediction",
-            "stride": stride,
-            "sum_rules_projected": projects_sum_rules,
-            "charge": charge,
-            "models": {t: _model_facts(m) for t, m in models.items()},
-        }
-        | ({"groups": groups.metadata()} if isinstance(groups, ResolvedGroups) else {})
-        | dict(metadata or {}),
-    ) as writer:
-        done = 0
-        for frames in _with_tensors(reader, predictor, stride, kept):
-            writer.append(frames.velocities, frames.positions, **predictor.unpacked(frames.flat))
-            done += len(frames.flat)
+    knots = knots_of(reader.n_frames, stride)
+    with ExitStack() as stack:
+        stack.enter_context(torch_threads(1))
+        writer = stack.enter_context(
+            DerivativeWriter(
+                Path(out),
+                name=reader.name,
+                timestep=reader.timestep,
+                masses=reader.masses,
+                volume=volume,
+                is_periodic=is_periodic,
+                groups=grouping,
+                group_names=names,
+                metadata=facts,
+                fingerprint=facts.get("fingerprint"),
+            )
+        )
+        totals = writer.resumed if writer.resumed is not None else _Totals()
+        written = stack.enter_context(_TensorFile(tensors, totals.tensors_size, keeps_part=restart))
+        spline = StreamedSpline(knots, reader.n_frames, first=writer.n_frames)
+        saved = time.monotonic()
+        for chunk in _predicted(predictor, reader, knots, predictor.chunk_length * stride, writer.n_frames, threads):
+            if chunk.index >= totals.n_chunks:  # chunks before a restart are predicted again, for the spline alone
+                totals.add(chunk)
+                written.append(_snapshots(chunk, reader, stride, predictor))
+            ready = spline.add(chunk.start, chunk.positions, chunk.velocities, chunk.knots, chunk.tensors)
+            if ready is None:
+                continue
+            found = unflattened(ready.tensors, predictor.shapes)
+            writer.append(ready.velocities, ready.positions, apt=found["apt"], pgt=found["pgt"])
+            if restart and time.monotonic() - saved > checkpoint_interval and writer.n_frames < reader.n_frames:
+                totals.tensors_size = written.size()
+                writer.checkpoint(totals)
+                saved = time.monotonic()
             if progress is not None:
-                progress(done, reader.n_frames, f"predict {reader.name}")
-        summary = {
-            "name": reader.name,
-            "path": str(out),
-            "n_frames": done,
-            "n_groups": len(names),
-            "stride": stride,
-            "temperature": writer.sums.temperature,
-            "volume": volume,
-            "sum_rule_rms": predictor.sum_rule_rms(),
-        }
-        if isinstance(groups, ResolvedGroups) and writer.sums.occupancies is not None:
-            summary["occupancies"] = dict(zip(names, writer.sums.occupancies.tolist(), strict=True))
-    if tensors is not None and kept is not None:
-        write_labels(Path(tensors), kept, {"engine": "mimyria_wf network"})
-    return summary
+                progress(writer.n_frames, reader.n_frames, f"predict {reader.name}")
+        writer.metadata["sum_rule_rms"] = totals.sum_rule_rms()
+    summary = _summary(Path(out))
+    return summary | ({"restart": writer.restart_note} if writer.restart_note else {})
 
 
 def predict_files(
@@ -183,7 +240,8 @@ def predict_files(
     trajectories: Sequence[PathLike],
     out: PathLike,
     *,
-    stride: int = 1,
+    stride: int | Literal["auto"] = "auto",
+    stride_tolerance: float = 1e-3,
     groups: str | Path = "all",
     max_lag: float | None = None,
     projects_sum_rules: bool = True,
@@ -194,6 +252,8 @@ def predict_files(
     cell: Any = None,
     tensors: PathLike | None = None,
     threads: int = 1,
+    device: Device = "cpu",
+    restart: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Predict along trajectory files with model files.
@@ -202,7 +262,9 @@ def predict_files(
         models: one model file for each target, at most two.
         trajectories: files that :func:`open_trajectory` reads.
         out: a file for one trajectory if it ends in .h5 or .hdf5, else a folder that gets one file a trajectory.
-        stride: see :func:`predict_derivatives`.
+        stride: see :func:`predict_derivatives`; ``auto`` is decided once for all trajectories of one time step and
+            composition, on the first of them.
+        stride_tolerance: see :func:`predict_derivatives`.
         groups: ``all`` for one group, ``species`` for one an element, or a YAML file of groups and relations
             (:mod:`mimyria_wf.groups`).
         max_lag: see :func:`predict_derivatives`.
@@ -213,11 +275,14 @@ def predict_files(
         timestep: between stored frames, where the files do not say [fs].
         cell: cell where the files do not say, see :func:`open_trajectory`.
         tensors: see :func:`predict_derivatives`; for several trajectories each name gets ``-<trajectory>``.
-        threads: threads of torch.
+        threads: see :func:`predict_derivatives`.
+        device: see :func:`predict_derivatives`.
+        restart: see :func:`predict_derivatives`.
         progress: called with (frames done, frames of all trajectories, message).
 
     Returns:
-        ``{"targets": [...], "files": [summary of predict_derivatives, ...]}``.
+        ``{"targets": [...], "files": [summary of predict_derivatives, ...], "stride_check": ..., "notes": [...]}``;
+        the check (:meth:`mimyria_wf.stride.StrideCheck.to_dict`) is that of the first trajectory.
     """
     networks: dict[str, ResponseNetwork] = {}
     for path in models:
@@ -227,6 +292,7 @@ def predict_files(
         networks[network.target] = network
     if not trajectories:
         raise ModelError("no trajectories to predict; give at least one")
+    _check_settings(stride, stride_tolerance, threads, device)
     readers = [open_trajectory(path, timestep=timestep, cell=cell) for path in trajectories]
     for reader in readers:  # every mistake that shows in a header shows before the first long prediction
         _check_models(networks, reader)
@@ -242,182 +308,366 @@ def predict_files(
     total = sum(reader.n_frames for reader in readers)
     before = 0
     summaries = []
-    with torch_threads(threads):
-        for reader, name in zip(readers, names):
-            chosen: Array | ResolvedGroups | None = resolved
-            group_names = None
-            if str(groups) == "species":
-                chosen, group_names = _species_groups(reader.numbers)
-            destination = None
-            if tensors is not None:
-                stem = Path(tensors)
-                destination = stem if len(readers) == 1 else stem.with_name(f"{stem.stem}-{name}{stem.suffix}")
-            summaries.append(
-                predict_derivatives(
-                    networks,
-                    reader,
-                    Path(out) if is_file else Path(out) / f"{name}.h5",
-                    stride=stride,
-                    groups=chosen,
-                    group_names=group_names,
-                    max_lag=max_lag,
-                    projects_sum_rules=projects_sum_rules,
-                    charge=charge,
-                    batch_size=batch_size,
-                    volume=volume,
-                    tensors=destination,
-                    metadata={"trajectory": str(reader.path.name), **energy_conservation(reader)},
-                    progress=_shifted(progress, before, total),
-                )
+    notes: list[str] = []
+    checks: dict[tuple[float, bytes], StrideCheck] = {}
+    for reader, name in zip(readers, names):
+        chosen: Array | ResolvedGroups | None = resolved
+        group_names = None
+        if str(groups) == "species":
+            chosen, group_names = _species_groups(reader.numbers)
+        destination = None
+        if tensors is not None:
+            stem = Path(tensors)
+            destination = stem if len(readers) == 1 else stem.with_name(f"{stem.stem}-{name}{stem.suffix}")
+        facts: dict[str, Any] = {"trajectory": str(reader.path.name), **energy_conservation(reader)}
+        step = stride
+        if step == "auto":
+            key = _kind(reader)
+            if key not in checks:
+                alike = sum(r.n_frames for r in readers if _kind(r) == key)
+                predictor = _Predictor(networks, reader, projects_sum_rules, charge, batch_size, device)
+                checks[key] = _check_stride(predictor, reader, stride_tolerance, alike, threads, progress)
+                if checks[key].reason:
+                    notes.append(f"stride 1 for {name} and its like: {checks[key].reason}")
+            step = checks[key].chosen
+            facts["stride_check"] = checks[key].to_dict()
+        summaries.append(
+            predict_derivatives(
+                networks,
+                reader,
+                Path(out) if is_file else Path(out) / f"{name}.h5",
+                stride=step,
+                groups=chosen,
+                group_names=group_names,
+                max_lag=max_lag,
+                projects_sum_rules=projects_sum_rules,
+                charge=charge,
+                batch_size=batch_size,
+                volume=volume,
+                tensors=destination,
+                metadata=facts,
+                threads=threads,
+                device=device,
+                restart=restart,
+                progress=_shifted(progress, before, total),
             )
-            before += reader.n_frames
-    notes = [] if resolved is None else resolved.notes_on([summary["occupancies"] for summary in summaries])
-    return {"targets": sorted(networks), "files": summaries, **({"notes": notes} if notes else {})}
+        )
+        if "restart" in summaries[-1]:
+            notes.append(f"{name}: {summaries[-1]['restart']}")
+        before += reader.n_frames
+    if resolved is not None:
+        notes += resolved.notes_on([summary["occupancies"] for summary in summaries])
+    return {
+        "targets": sorted(networks),
+        "files": summaries,
+        **({"stride_check": next(iter(checks.values())).to_dict()} if checks else {}),
+        **({"notes": notes} if notes else {}),
+    }
 
 
 @dataclass(frozen=True)
-class _Frames:
-    """Consecutive frames with their tensors, flattened by target: positions, velocities (n_frames, n_atoms, 3)."""
+class _Task:
+    """A chunk of frames to predict.
 
+    Attributes:
+        index: of the chunk.
+        start: first frame.
+        positions: (n_frames, n_atoms, 3) [A].
+        velocities: (n_frames, n_atoms, 3) [A/fs].
+        knots: (n_knots,) the frames to predict.
+    """
+
+    index: int
+    start: int
     positions: Array
     velocities: Array
-    flat: Array
+    knots: Array
+
+
+@dataclass(frozen=True)
+class _Predicted(_Task):
+    """A chunk with the tensors at its knots.
+
+    Attributes:
+        tensors: (n_knots, n_atoms, 9, 27 or 36) flattened.
+        residuals: by target, sum over knots of the mean square of the sum-rule residual before the projection.
+    """
+
+    tensors: Array
+    residuals: Mapping[str, float]
+
+
+@dataclass
+class _Totals:
+    """What is summed over chunks, and how far the file of tensors has come."""
+
+    n_chunks: int = 0
+    n_predicted: int = 0
+    residuals: dict[str, float] = field(default_factory=dict)
+    tensors_size: int = 0
+
+    def add(self, chunk: _Predicted) -> None:
+        self.n_chunks = chunk.index + 1
+        self.n_predicted += len(chunk.knots)
+        for target, square in chunk.residuals.items():
+            self.residuals[target] = self.residuals.get(target, 0.0) + square
+
+    def sum_rule_rms(self) -> dict[str, float]:
+        """Return the root mean square of the sum-rule residual before the projection, by target."""
+        return {t: float(np.sqrt(s / max(1, self.n_predicted))) for t, s in self.residuals.items()}
 
 
 class _Predictor:
-    """Networks of one or two targets on the frames of one trajectory."""
+    """Networks of one or two targets on frames of one trajectory; called from several threads."""
 
     def __init__(
         self,
         models: Mapping[str, ResponseNetwork],
         reader: TrajectoryReader,
         projects_sum_rules: bool,
-        charge: float,
+        charge: float | None,
         batch_size: int | None,
+        device: Device,
     ) -> None:
-        self.models = {t: models[t].eval() for t in TARGETS if t in models}
-        self.masses = reader.masses
+        self.models: dict[str, ResponseNetwork] = {t: models[t].eval().to(device) for t in TARGETS if t in models}
+        self.shapes: dict[str, tuple[int, ...]] = {t: tensor_shape(t) for t in self.models}
+        self.reader = reader
         self.projects_sum_rules = projects_sum_rules
-        self.charge = charge
-        self.batch_size = batch_size or _batch_size(reader.n_atoms)
-        self._residual_squares = dict.fromkeys(self.models, 0.0)
-        self._n_predicted = 0
-
-    def __call__(self, chunk: Trajectory, frames: Array) -> Array:
-        """Return the tensors at some frames of a chunk, (n_frames, n_atoms, 9, 27 or 36)."""
-        parts = []
-        for target, network in self.models.items():
-            shape = tensor_shape(target)
-            batches = []
-            for start in range(0, len(frames), self.batch_size):
-                graphs = [
-                    graph_of(
-                        chunk.numbers,
-                        chunk.positions[frame],
-                        chunk.cell,
-                        chunk.pbc,
-                        network.species,
-                        network.cutoff,
-                        network.dtype,
-                    )
-                    for frame in frames[start : start + self.batch_size]
-                ]
-                with torch.no_grad():
-                    batches.append(from_irreps(target, network.components(join(graphs)).double()).numpy())
-            tensors = np.concatenate(batches).reshape(len(frames), len(chunk.numbers), *shape)
-            residual = tensors.sum(axis=1) - (self.charge * np.eye(3) if target == "apt" else 0.0)
-            self._residual_squares[target] += float((residual**2).mean(axis=tuple(range(1, residual.ndim))).sum())
-            if self.projects_sum_rules:
-                tensors = _projected(target, tensors, self.masses, self.charge)
-            parts.append(tensors.reshape(*tensors.shape[:2], -1))
-        self._n_predicted += len(frames)
-        return np.concatenate(parts, axis=-1)
-
-    def unpacked(self, flat: Array) -> dict[str, Array]:
-        """Return the tensors by target from what a call gave."""
-        result: dict[str, Array] = {}
-        start = 0
-        for target in self.models:
-            shape = tensor_shape(target)
-            stop = start + 3 ** len(shape)
-            result[target] = flat[..., start:stop].reshape(*flat.shape[:-1], *shape)
-            start = stop
-        return result
-
-    def sum_rule_rms(self) -> dict[str, float]:
-        """Return the root mean square of the sum-rule residual before the projection, by target."""
-        return {t: float(np.sqrt(s / max(1, self._n_predicted))) for t, s in self._residual_squares.items()}
-
-
-def _with_tensors(
-    reader: TrajectoryReader, predictor: _Predictor, stride: int, kept: list[LabelledSnapshot] | None
-) -> Iterator[_Frames]:
-    """Yield all frames in order with their tensors, predicted or interpolated."""
-    knots = np.append(np.arange(0, reader.n_frames - 1, stride), reader.n_frames - 1)
-    chunk_length = max(predictor.batch_size, 16) * stride if stride > 1 else predictor.batch_size
-    known = np.empty(0, dtype=int)
-    values: Array | None = None
-    positions: list[Array] = []
-    velocities: list[Array] = []
-    first_pending = 0
-    for start, chunk in reader.chunks(chunk_length):
-        stop = start + chunk.n_frames
-        inside = knots[(knots >= start) & (knots < stop)]
-        assert chunk.velocities is not None
-        positions.append(chunk.positions)
-        velocities.append(chunk.velocities)
-        if len(inside):
-            new = predictor(chunk, inside - start)
-            if kept is not None:
-                # the last frame is a knot of the spline, but out of step with the others
-                is_regular = inside % stride == 0
-                tensors = {t: v[is_regular] for t, v in predictor.unpacked(new).items()}
-                kept += _snapshots(chunk, inside[is_regular], start, tensors, predictor.charge)
-            known = np.concatenate([known, inside])
-            values = new if values is None else np.concatenate([values, new])
-        if values is None:
-            continue
-        if stop == reader.n_frames or stride == 1:
-            until = stop
-        elif len(known) > _OVERLAP:
-            until = int(known[-1 - _OVERLAP])
-        else:
-            continue
-        if until <= first_pending:
-            continue
-        wanted = np.arange(first_pending, until)
-        if stride == 1 or len(known) < 2:
-            flat = values
-        else:
-            flat = CubicSpline(known, values, axis=0)(wanted)
-        all_positions, all_velocities = np.concatenate(positions), np.concatenate(velocities)
-        n = len(wanted)
-        yield _Frames(all_positions[:n], all_velocities[:n], flat)
-        positions, velocities = [all_positions[n:]], [all_velocities[n:]]
-        first_pending = until
-        first_kept = (
-            max(0, int(np.searchsorted(known, until, side="right")) - 1 - _OVERLAP) if stride > 1 else len(known)
+        self.charge = float(reader.metadata.get("charge", 0)) if charge is None else charge
+        self.device = device
+        self.batch_size = batch_size or _batch_size(reader.n_atoms, device)
+        self.chunk_length = self.batch_size * max(
+            1, min(64, _NODES_A_CHUNK // max(1, reader.n_atoms)) // self.batch_size
         )
-        known, values = known[first_kept:], values[first_kept:] if stride > 1 else None
+        self._alike: dict[tuple[Any, ...], list[str]] = {}
+        for target, network in self.models.items():
+            self._alike.setdefault((network.species, network.cutoff, network.dtype), []).append(target)
+
+    def __call__(self, task: _Task) -> _Predicted:
+        """Return the tensors of a chunk."""
+        reader = self.reader
+        found: dict[str, list[Array]] = {target: [] for target in self.models}
+        for (species, cutoff, dtype), targets in self._alike.items():
+            positions = task.positions[task.knots - task.start]
+            for graph in graphs_of_frames(
+                reader.numbers, positions, reader.cell, reader.pbc, species, cutoff, dtype, self.batch_size
+            ):
+                on_device = graph if self.device == "cpu" else graph.to(self.device)
+                for target in targets:
+                    with torch.inference_mode():
+                        components = self.models[target].components(on_device).cpu().double()
+                        found[target].append(from_irreps(target, components).numpy())
+        columns: list[Array] = []
+        residuals: dict[str, float] = {}
+        for target, shape in self.shapes.items():
+            tensors = np.concatenate(found[target]).reshape(len(task.knots), reader.n_atoms, *shape)
+            residual = tensors.sum(axis=1) - (self.charge * np.eye(3) if target == "apt" else 0.0)
+            residuals[target] = float((residual**2).mean(axis=tuple(range(1, residual.ndim))).sum())
+            if self.projects_sum_rules:
+                tensors = _projected(target, tensors, reader.masses, self.charge)
+            columns.append(tensors.reshape(*tensors.shape[:2], -1))
+        return _Predicted(**vars(task), tensors=np.concatenate(columns, axis=-1), residuals=residuals)
+
+
+def _predicted(
+    predictor: _Predictor, reader: TrajectoryReader, knots: Array, length: int, first: int, threads: int
+) -> Iterator[_Predicted]:
+    """Yield chunks in order, from the one that holds the first knot with a say in the spline at frame ``first``."""
+
+    def tasks() -> Iterator[_Task]:
+        for index in range(int(knots[first_knot(knots, first)]) // length, int(knots[-1]) // length + 1):
+            start, stop = index * length, min((index + 1) * length, int(knots[-1]) + 1)
+            frames = reader.read(start, stop)
+            assert frames.velocities is not None
+            inside = knots[(knots >= start) & (knots < stop)]
+            yield _Task(index, start, frames.positions, frames.velocities, inside)
+
+    return _in_order(predictor, tasks(), threads)
+
+
+def _in_order(call: Callable[[Task], Result], tasks: Iterable[Task], threads: int) -> Iterator[Result]:
+    """Yield the results of tasks in order; a few more tasks than threads are under way at a time."""
+    if threads == 1:
+        yield from map(call, tasks)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(call, task))
+                if len(waiting) > threads + 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _check_stride(
+    predictor: _Predictor,
+    reader: TrajectoryReader,
+    tolerance: float,
+    n_total: int,
+    threads: int,
+    progress: Progress | None = None,
+) -> StrideCheck:
+    """Choose the stride on the first frames of a trajectory; n_total frames will be predicted with it."""
+    n_frames = segment_length(reader.timestep, reader.n_frames, n_total)
+    if n_frames == 0:
+        return unchecked(tolerance, reader.timestep)
+
+    def chunks() -> Iterator[tuple[Array, Array, Mapping[str, Array]]]:
+        for chunk in _predicted(predictor, reader, np.arange(n_frames), predictor.chunk_length, 0, threads):
+            tensors = unflattened(chunk.tensors, predictor.shapes)
+            yield chunk.positions, chunk.velocities, {t: v for t, v in tensors.items() if v is not None}
+            if progress is not None:
+                progress(chunk.start + len(chunk.positions), n_frames, "choose the stride")
+
+    with torch_threads(1):
+        return check_strides(chunks(), reader.timestep, n_frames, tolerance)
+
+
+def _kind(reader: TrajectoryReader) -> tuple[float, bytes]:
+    """Return what trajectories must share to share a stride: time step and composition."""
+    return round(reader.timestep, 6), np.sort(reader.numbers).tobytes()
+
+
+class _TensorFile:
+    """Writes labelled snapshots as they come; the file appears under its name when the block ends without an error.
+
+    Args:
+        path: extended XYZ; None to write nothing.
+        size: bytes of an earlier part to go on with.
+        keeps_part: leave the part behind after an error.
+    """
+
+    def __init__(self, path: PathLike | None, size: int, keeps_part: bool) -> None:
+        self.path = None if path is None else Path(path)
+        self.keeps_part = keeps_part
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._part = self.path.with_name(self.path.name + ".part")
+            with open(self._part, "ab") as file:
+                file.truncate(size)
+
+    def __enter__(self) -> "_TensorFile":
+        return self
+
+    def append(self, snapshots: Iterator[LabelledSnapshot]) -> None:
+        """Append snapshots."""
+        if self.path is not None:
+            frames = [labelled_atoms(s, {"engine": "mimyria_wf network"}) for s in snapshots]
+            if frames:
+                ase.io.write(self._part, frames, format="extxyz", append=True)
+
+    def size(self) -> int:
+        """Return the bytes written."""
+        return 0 if self.path is None else self._part.stat().st_size
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.path is None:
+            return
+        if kind is None:
+            os.replace(self._part, self.path)
+        elif not self.keeps_part:
+            self._part.unlink()
+
+
+def _fingerprint(models: Mapping[str, ResponseNetwork], reader: TrajectoryReader, settings: Any) -> str:
+    """Return a hash of the networks, of the trajectory (header and a few frames) and of the settings."""
+    head = [
+        __version__,
+        settings,
+        [(t, m.target, str(m.settings), m.species, m.n_neighbours) for t, m in sorted(models.items())],
+        [reader.name, reader.n_frames, reader.timestep, reader.pbc.tolist()],
+    ]
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True, default=str).encode())
+    arrays = [reader.numbers, reader.cell, reader.masses]
+    for frame in np.unique(np.linspace(0, reader.n_frames - 1, 5).astype(int)).tolist():
+        sample = reader.read(frame, frame + 1)
+        assert sample.velocities is not None
+        arrays += [sample.positions, sample.velocities]
+    for _, model in sorted(models.items()):
+        arrays += [values.detach().cpu().numpy() for _, values in sorted(model.state_dict().items())]
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def _finished(path: Path, fingerprint: str, tensors: PathLike | None) -> dict[str, Any] | None:
+    """Return the summary of a file that the same inputs gave before; None without one."""
+    if not path.is_file() or (tensors is not None and not Path(tensors).is_file()):
+        return None
+    try:
+        found = read_derivatives(path).metadata.get("fingerprint")
+    except MimyriaError:  # not ours, or damaged: it is written anew
+        return None
+    return _summary(path) | {"restart": "already predicted; kept"} if found == fingerprint else None
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    series = read_derivatives(path)
+    summary = {
+        "name": series.name,
+        "path": str(path),
+        "n_frames": series.n_frames,
+        "n_groups": len(series.group_names),
+        "stride": series.metadata["stride"],
+        "temperature": series.temperature,
+        "volume": series.volume,
+        "sum_rule_rms": series.metadata["sum_rule_rms"],
+    }
+    if "groups" in series.metadata and series.occupancies is not None:
+        summary["occupancies"] = dict(zip(series.group_names, series.occupancies.tolist(), strict=True))
+    return summary
 
 
 def _snapshots(
-    chunk: Trajectory, frames: Array, start: int, tensors: dict[str, Array], charge: float
-) -> list[LabelledSnapshot]:
-    result = []
-    for k, frame in enumerate(frames):
-        atoms = chunk.atoms(int(frame) - start)
-        atoms.info |= {"snapshot": f"{chunk.name}/{frame}", "charge": round(charge), "time": frame * chunk.timestep}
-        result.append(LabelledSnapshot(atoms, **{t: values[k] for t, values in tensors.items()}))
-    return result
+    chunk: _Predicted, reader: TrajectoryReader, stride: int, predictor: _Predictor
+) -> Iterator[LabelledSnapshot]:
+    """Yield labelled snapshots of the regular knots: the last frame is a knot too, but out of step with the others."""
+    is_regular = chunk.knots % stride == 0
+    tensors = unflattened(chunk.tensors[is_regular], predictor.shapes)
+    for k, frame in enumerate(chunk.knots[is_regular].tolist()):
+        place = frame - chunk.start
+        atoms = Trajectory(
+            reader.numbers,
+            chunk.positions[place : place + 1],
+            chunk.velocities[place : place + 1],
+            reader.cell,
+            reader.pbc,
+            reader.timestep,
+            reader.masses,
+            metadata=reader.metadata,
+        ).atoms(0)
+        atoms.info |= {
+            "snapshot": f"{reader.name}/{frame}",
+            "charge": round(predictor.charge),
+            "time": frame * reader.timestep,
+        }
+        yield LabelledSnapshot(atoms, **{t: v[k] for t, v in tensors.items() if v is not None})
 
 
 def _projected(target: str, tensors: Array, masses: Array, charge: float) -> Array:
     return project_apt(tensors, masses, charge) if target == "apt" else project_pgt(tensors, masses)
 
 
-def _batch_size(n_atoms: int) -> int:
-    return max(1, min(64, _NODES_AT_ONCE // max(1, n_atoms)))
+def _batch_size(n_atoms: int, device: Device = "cpu") -> int:
+    return max(1, min(64, _NODES_AT_ONCE[device] // max(1, n_atoms)))
+
+
+def _check_settings(stride: int | str, tolerance: float, threads: int, device: str) -> None:
+    if stride != "auto" and not (isinstance(stride, int) and stride >= 1):
+        raise ModelError(f"stride must be at least 1, or auto, got {stride}")
+    if not 0 < tolerance < 1:
+        raise ModelError(f"stride_tolerance must lie between 0 and 1, got {tolerance}")
+    if threads < 1:
+        raise ModelError(f"threads must be at least 1, got {threads}")
+    if device not in _NODES_AT_ONCE:
+        raise ModelError(f"device must be one of {', '.join(_NODES_AT_ONCE)}, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda was asked for, but torch finds no CUDA device here; use device cpu")
 
 
 def _check_models(models: Mapping[str, ResponseNetwork], reader: TrajectoryReader) -> None:

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from mimyria_wf.cca import additivity, cca_spectra
 from mimyria_wf.derivatives import contract, read_derivatives
 from mimyria_wf.errors import GroupError, ModelError, TrajectoryError
 from mimyria_wf.frames import Trajectory
+from mimyria_wf.groups import groups_of
 from mimyria_wf.labels import read_labels
 from mimyria_wf.network import build_network, save_model
 from mimyria_wf.prediction import predict_derivatives, predict_files, predict_tensors
 from mimyria_wf.presets import MessagePassingSettings
 from mimyria_wf.response import project_apt, project_pgt
 from mimyria_wf.response_network import ResponseNetwork
-from mimyria_wf.spectrum import SpectrumSettings, ir_spectrum, raman_spectrum
+from mimyria_wf.spectrum import SpectrumSettings, ir_spectrum, raman_spectrum, spectral_distance
 from mimyria_wf.trajectory import open_trajectory, write_trajectory
 
 SETTINGS = MessagePassingSettings(multiplicities=(4, 3, 2), n_layers=1, n_radial=6, radial_hidden=(8,), cutoff=3.0)
@@ -275,3 +277,192 @@ def test_velocities_are_checked_before_the_work(models: dict[str, ResponseNetwor
     write_trajectory(tmp_path / "run.h5", replace(run, velocities=run.velocities * 10.18))
     with pytest.raises(TrajectoryError, match="velocities do not fit the positions"):
         predict_files([tmp_path / "apt.pt"], [tmp_path / "run.h5"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_threads_change_nothing(models: dict[str, ResponseNetwork], tmp_path: Path, stride: int) -> None:
+    write_trajectory(tmp_path / "run.h5", trajectory(300))
+    reader = open_trajectory(tmp_path / "run.h5")
+    for threads in (1, 3):
+        predict_derivatives(
+            models, reader, tmp_path / f"{threads}.h5", stride=stride, batch_size=1, threads=threads, volume=60.0
+        )
+    one, three = (read_derivatives(tmp_path / f"{threads}.h5") for threads in (1, 3))
+    assert one.polarizability_derivative is not None
+    np.testing.assert_array_equal(one.dipole_derivative, three.dipole_derivative)
+    np.testing.assert_array_equal(one.polarizability_derivative, three.polarizability_derivative)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("groups", ["all", "relations"])
+@pytest.mark.parametrize(("stride", "threads"), [(1, 1), (3, 2)])
+def test_an_interrupted_prediction_goes_on_to_the_identical_result(
+    models: dict[str, ResponseNetwork], tmp_path: Path, stride: int, threads: int, groups: str
+) -> None:
+    write_trajectory(tmp_path / "run.h5", trajectory(600))
+    reader = open_trajectory(tmp_path / "run.h5")
+    (tmp_path / "groups.yaml").write_text(GROUPS)
+    seen: list[int] = []
+
+    def predict(name: str, stop_after: int | None = None, **changes: object) -> dict[str, object]:
+        def progress(done: int, total: int, _: str) -> None:
+            seen.append(done)
+            if stop_after is not None and done >= stop_after:
+                raise Interrupted
+
+        resolved = groups_of(tmp_path / "groups.yaml", [reader]) if groups == "relations" else None
+        settings = {
+            "stride": stride,
+            "threads": threads,
+            "groups": resolved,
+            "max_lag": 50.0,
+            "volume": 60.0,
+            "batch_size": 8,
+            "tensors": tmp_path / f"{name}.extxyz",
+            "restart": True,
+            "checkpoint_interval": 0.0,
+            "progress": progress,
+            **changes,
+        }
+        return predict_derivatives(models, reader, tmp_path / f"{name}.h5", **settings)
+
+    whole = predict("whole")
+    assert "restart" not in whole
+    with pytest.raises(Interrupted):
+        predict("cut", stop_after=250)
+    assert not (tmp_path / "cut.h5").exists()
+    with pytest.raises(Interrupted):
+        predict("cut", stop_after=450)
+    seen.clear()
+    found = predict("cut")
+    assert str(found["restart"]).startswith("went on from frame ")
+    assert min(seen) > 250
+    assert {k: v for k, v in found.items() if k not in ("path", "restart")} == {
+        k: v for k, v in whole.items() if k != "path"
+    }
+    one, other = read_derivatives(tmp_path / "whole.h5"), read_derivatives(tmp_path / "cut.h5")
+    for key in ("dipole_derivative", "polarizability_derivative", "kinetic_temperature", "apt_square", "pgt_square"):
+        np.testing.assert_array_equal(getattr(one, key), getattr(other, key))
+    if groups == "relations":
+        assert one.related is not None
+        assert other.related is not None
+        np.testing.assert_array_equal(one.related.polarizability, other.related.polarizability)
+    assert (tmp_path / "whole.extxyz").read_bytes() == (tmp_path / "cut.extxyz").read_bytes()
+    assert sorted(p.name for p in tmp_path.glob("cut.*")) == ["cut.extxyz", "cut.h5"]
+    seen.clear()
+    assert predict("cut")["restart"] == "already predicted; kept"
+    assert not seen
+    with pytest.raises(Interrupted):
+        predict("other", stop_after=450)
+    afresh = predict("other", projects_sum_rules=False)
+    assert "belongs to other inputs; started afresh" in str(afresh["restart"])
+    again = predict("plain", projects_sum_rules=False)
+    assert afresh["sum_rule_rms"] == again["sum_rule_rms"]
+    np.testing.assert_array_equal(
+        read_derivatives(tmp_path / "other.h5").dipole_derivative,
+        read_derivatives(tmp_path / "plain.h5").dipole_derivative,
+    )
+
+
+def test_a_damaged_part_is_started_afresh(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
+    write_trajectory(tmp_path / "run.h5", trajectory(300))
+    reader = open_trajectory(tmp_path / "run.h5")
+
+    def stop(done: int, *_: object) -> None:
+        if done > 150:
+            raise Interrupted
+
+    settings = {"stride": 1, "volume": 60.0, "batch_size": 8, "restart": True, "checkpoint_interval": 0.0}
+    for damage in (".part", ".part.state"):
+        with pytest.raises(Interrupted):
+            predict_derivatives(models, reader, tmp_path / "out.h5", progress=stop, **settings)
+        part = tmp_path / f"out.h5{damage}"
+        part.write_bytes(part.read_bytes()[:100])
+        found = predict_derivatives(models, reader, tmp_path / "out.h5", **settings)
+        assert "started afresh" in found["restart"]
+        (tmp_path / "out.h5").unlink()
+
+
+def test_other_weights_are_other_inputs(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
+    write_trajectory(tmp_path / "run.h5", trajectory(30))
+    arguments = ([tmp_path / "apt.pt"], [tmp_path / "run.h5"], tmp_path / "out.h5")
+    save_model(models["apt"], tmp_path / "apt.pt")
+    predict_files(*arguments)
+    first = read_derivatives(tmp_path / "out.h5").dipole_derivative
+    assert predict_files(*arguments)["files"][0]["restart"] == "already predicted; kept"
+    assert "restart" not in predict_files(*arguments, restart=False)["files"][0]
+    changed = copy.deepcopy(models["apt"])
+    changed.scale *= 1.5
+    save_model(changed, tmp_path / "apt.pt")
+    assert "restart" not in predict_files(*arguments)["files"][0]
+    second = read_derivatives(tmp_path / "out.h5").dipole_derivative
+    assert first is not None
+    assert second is not None
+    assert np.abs(second - first).max() > 0.1 * np.abs(first).max()
+
+
+def test_stride_is_chosen_by_spectral_distance(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
+    write_trajectory(tmp_path / "run.h5", trajectory(2500))
+    paths = []
+    for target, model in models.items():
+        paths.append(tmp_path / f"{target}.pt")
+        save_model(model, paths[-1])
+    chosen = {}
+    for tolerance in (1e-5, 1e-3, 0.3):
+        found = predict_files(paths, [tmp_path / "run.h5"], tmp_path / "o.h5", stride_tolerance=tolerance, volume=60.0)
+        check = found["stride_check"]
+        assert check["frames_checked"] == 400  # 200 fs
+        assert list(check["strides"]) == ["2", "4", "8", "16"]
+        assert sorted(check["strides"]["2"]) == ["ir", "iso", "vh", "vv"]
+        worst = {int(s): max(d.values()) for s, d in check["strides"].items()}
+        assert check["chosen"] == max([s for s in worst if worst[s] <= tolerance], default=1)
+        assert found["files"][0]["stride"] == check["chosen"]
+        assert read_derivatives(tmp_path / "o.h5").metadata["stride_check"] == check
+        chosen[tolerance] = check["chosen"]
+    assert chosen[1e-5] < chosen[1e-3] < chosen[0.3]
+    assert worst[2] < worst[4] < worst[8] < worst[16]
+    off = predict_files(paths, [tmp_path / "run.h5"], tmp_path / "o.h5", stride=1, volume=60.0)
+    assert "stride_check" not in off
+
+
+def test_distances_of_the_check_are_those_of_spectra(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
+    run = trajectory(2500)
+    write_trajectory(tmp_path / "run.h5", run)
+    write_trajectory(tmp_path / "segment.h5", trajectory(400))
+    found = predict_derivatives(models, open_trajectory(tmp_path / "run.h5"), tmp_path / "all.h5", volume=60.0)
+    assert found["stride"] > 1
+    check = read_derivatives(tmp_path / "all.h5").metadata["stride_check"]
+    settings = SpectrumSettings(window_length=100.0, n_bootstrap=2)
+    spectra = {}
+    for stride in (1, 4):
+        reader = open_trajectory(tmp_path / "segment.h5")
+        predict_derivatives(models, reader, tmp_path / f"{stride}.h5", stride=stride, volume=60.0)
+        series = read_derivatives(tmp_path / f"{stride}.h5")
+        raman = raman_spectrum([series], settings)
+        ir = ir_spectrum([series], settings)
+        spectra[stride] = {"ir": ir.n_alpha, "iso": raman.iso, "vv": raman.vv, "vh": raman.vh}
+    for kind, distance in check["strides"]["4"].items():
+        expected = spectral_distance(ir.wavenumber, spectra[1][kind], spectra[4][kind])
+        assert distance == pytest.approx(expected, rel=1e-4), kind
+
+
+def test_too_short_for_a_check(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
+    save_model(models["apt"], tmp_path / "apt.pt")
+    for n_frames in (399, 1200):
+        write_trajectory(tmp_path / "run.h5", trajectory(n_frames))
+        found = predict_files([tmp_path / "apt.pt"], [tmp_path / "run.h5"], tmp_path / f"{n_frames}.h5")
+        assert found["stride_check"]["chosen"] == found["files"][0]["stride"] == 1
+        assert "too few frames for a check" in found["notes"][0]
+
+
+def test_no_gpu(models: dict[str, ResponseNetwork], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    write_trajectory(tmp_path / "run.h5", trajectory(3))
+    reader = open_trajectory(tmp_path / "run.h5")
+    with pytest.raises(ModelError, match="torch finds no CUDA device here; use device cpu"):
+        predict_derivatives(models, reader, tmp_path / "out.h5", device="cuda")
+    with pytest.raises(ModelError, match="threads must be at least 1, got 0"):
+        predict_derivatives(models, reader, tmp_path / "out.h5", threads=0)
