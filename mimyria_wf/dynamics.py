@@ -36,6 +36,47 @@ PROGRESS_INTERVAL = 0.2
 OBSERVABLES = ("potential_energy", "kinetic_energy", "temperature")
 
 
+def load_factory(import_path: str) -> Callable[..., Any]:
+    """Return what an import path names.
+
+    Args:
+        import_path: ``package.module.Class`` or ``package.module:function``; after a colon also ``Class.method``.
+
+    Raises:
+        EngineError: there is no such thing.
+    """
+    module_name, colon, name = import_path.partition(":")
+    if not colon:
+        module_name, _, name = import_path.rpartition(".")
+    if not module_name or not name:
+        raise EngineError(f"calculator {import_path!r}: expected package.module.Class, such as tblite.ase.TBLite")
+    try:
+        factory: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise EngineError(f"calculator {import_path}: cannot import {module_name} ({error}); install it") from error
+    for part in name.split("."):
+        factory = getattr(factory, part, None)
+    if not callable(factory):
+        raise EngineError(f"calculator {import_path}: {module_name} has no {name}")
+    return factory
+
+
+def build(import_path: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call what an import path names.
+
+    Raises:
+        EngineError: it cannot be built with these arguments.
+    """
+    try:
+        return factory(**arguments)
+    except EngineError:
+        raise
+    except Exception as error:  # any code may sit behind the path; the user needs to know which arguments failed
+        raise EngineError(
+            f"calculator {import_path}: cannot be built with {dict(arguments)} ({type(error).__name__}: {error})"
+        ) from error
+
+
 def make_calculator(import_path: str, arguments: Mapping[str, Any] | None = None) -> BaseCalculator:
     """Build an ASE calculator from its import path.
 
@@ -46,22 +87,7 @@ def make_calculator(import_path: str, arguments: Mapping[str, Any] | None = None
     Raises:
         EngineError: it cannot be imported, cannot be built, or is not an ASE calculator.
     """
-    module_name, _, name = import_path.replace(":", ".").rpartition(".")
-    if not module_name:
-        raise EngineError(f"calculator {import_path!r}: expected package.module.Class, such as tblite.ase.TBLite")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise EngineError(f"calculator {import_path}: cannot import {module_name} ({error}); install it") from error
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise EngineError(f"calculator {import_path}: {module_name} has no {name}")
-    try:
-        calculator = factory(**(arguments or {}))
-    except Exception as error:  # any code may sit behind the path; the user needs to know which arguments failed
-        raise EngineError(
-            f"calculator {import_path}: cannot be built with {dict(arguments or {})} ({type(error).__name__}: {error})"
-        ) from error
+    calculator = build(import_path, load_factory(import_path), arguments or {})
     if not hasattr(calculator, "get_forces") or not hasattr(calculator, "get_potential_energy"):
         raise EngineError(f"calculator {import_path}: {type(calculator).__name__} is not an ASE calculator")
     return calculator
@@ -256,18 +282,18 @@ def run_nvt(
     return _run(atoms, velocities, calculator, settings, Path(path), metadata, dynamics, progress, engine)
 
 
-def run_nve(
-    start: ase.Atoms,
-    calculator: BaseCalculator,
-    settings: NveSettings,
-    path: PathLike,
-    progress: Progress | None = None,
-    engine: str | None = None,
-) -> MdSummary:
-    """Run velocity Verlet from a start with velocities and write steps 0, stride, ... below ``n_steps``.
+def prepare_nve(start: ase.Atoms, settings: NveSettings) -> tuple[ase.Atoms, Array, dict[str, Any]]:
+    """Return bare atoms, velocities without the motion to be removed, and what to note about them.
 
-    The motion of the centre of mass is removed first, and the rotation if asked; step 0 is otherwise the start. A
-    finished file of the same run is kept as it is. Arguments and errors as in :func:`run_nvt`.
+    Args:
+        start: with velocities.
+        settings: of the run.
+
+    Returns:
+        the atoms without velocities; velocities (n_atoms, 3) [A/fs]; metadata of the trajectory.
+
+    Raises:
+        EngineError: no NVE run can start there.
     """
     if len(start) < 2:
         raise EngineError("an NVE run needs at least two atoms: the centre of mass rests")
@@ -282,12 +308,32 @@ def run_nve(
             raise EngineError("remove_rotation is for clusters: the atoms are periodic")
         velocities, n_rotations = without_rotation(atoms.positions, velocities, masses)
         n_removed += n_rotations
-    metadata = {
-        "ensemble": "nve",
-        "removed_degrees_of_freedom": n_removed,
-        "degrees_of_freedom": max(3 * len(atoms) - n_removed, 1),
-        **{key: start.info[key] for key in ("snapshot", "start_frame", "seed") if key in start.info},
-    }
+    return (
+        atoms,
+        velocities,
+        {
+            "ensemble": "nve",
+            "removed_degrees_of_freedom": n_removed,
+            "degrees_of_freedom": max(3 * len(atoms) - n_removed, 1),
+            **{key: start.info[key] for key in ("snapshot", "start_frame", "seed") if key in start.info},
+        },
+    )
+
+
+def run_nve(
+    start: ase.Atoms,
+    calculator: BaseCalculator,
+    settings: NveSettings,
+    path: PathLike,
+    progress: Progress | None = None,
+    engine: str | None = None,
+) -> MdSummary:
+    """Run velocity Verlet from a start with velocities and write steps 0, stride, ... below ``n_steps``.
+
+    The motion of the centre of mass is removed first, and the rotation if asked; step 0 is otherwise the start. A
+    finished file of the same run is kept as it is. Arguments and errors as in :func:`run_nvt`.
+    """
+    atoms, velocities, metadata = prepare_nve(start, settings)
 
     def dynamics(moving: ase.Atoms) -> VelocityVerlet:
         return VelocityVerlet(moving, settings.timestep * ase.units.fs)
@@ -329,8 +375,8 @@ def _run(
     engine: str | None,
 ) -> MdSummary:
     engine = engine or f"{type(calculator).__module__}.{type(calculator).__qualname__}"
-    fingerprint = _fingerprint(atoms, velocities, settings, engine)
-    finished = _finished(path, fingerprint)
+    fingerprint = run_fingerprint(atoms, velocities, settings, engine)
+    finished = finished_run(path, fingerprint)
     if finished is not None:
         return summarise(finished, was_skipped=True)
     _set_charge(calculator, atoms)
@@ -369,7 +415,7 @@ def _run(
                     continue
                 now = velocities if step == 0 else atoms.get_velocities() * ase.units.fs
                 potential = _potential_energy(atoms, calculator)
-                _check_sanity(now, potential, settings.timestep, step, atoms)
+                check_sanity(now, potential, settings.timestep, step, atoms)
                 kinetic = 0.5 * units.AMU_A2_PER_FS2 * float(masses @ (now * now).sum(axis=1))
                 writer.append(
                     atoms.positions,
@@ -395,7 +441,8 @@ def _potential_energy(atoms: ase.Atoms, calculator: BaseCalculator) -> float:
     return float(results["energy"] if "energy" in results else atoms.get_potential_energy())
 
 
-def _check_sanity(velocities: Array, potential: float, timestep: float, step: int, atoms: ase.Atoms) -> None:
+def check_sanity(velocities: Array, potential: float, timestep: float, step: int, atoms: ase.Atoms) -> None:
+    """Raise EngineError if a run has gone wrong; velocities (n_atoms, 3) [A/fs], potential [eV], timestep [fs]."""
     fastest_square = float((velocities * velocities).sum(axis=1).max())  # NaN if one is NaN
     if not math.isfinite(potential) or not math.isfinite(fastest_square):
         raise EngineError(f"MD step {step}: energy or velocities are not finite; check calculator, start and timestep")
@@ -408,7 +455,8 @@ def _check_sanity(velocities: Array, potential: float, timestep: float, step: in
         )
 
 
-def _fingerprint(atoms: ase.Atoms, velocities: Array, settings: NvtSettings | NveSettings, engine: str) -> str:
+def run_fingerprint(atoms: ase.Atoms, velocities: Array, settings: NvtSettings | NveSettings, engine: str) -> str:
+    """Return a checksum of all that decides what a run gives."""
     digest = hashlib.sha256()
     head = [type(settings).__name__, asdict(settings), engine, atoms.info, atoms.pbc.tolist(), atoms.numbers.tolist()]
     digest.update(json.dumps(head, sort_keys=True).encode())
@@ -417,7 +465,8 @@ def _fingerprint(atoms: ase.Atoms, velocities: Array, settings: NvtSettings | Nv
     return digest.hexdigest()
 
 
-def _finished(path: Path, fingerprint: str) -> TrajectoryReader | None:
+def finished_run(path: Path, fingerprint: str) -> TrajectoryReader | None:
+    """Return the trajectory of a run that ended in good order, if the file is there and of that very run."""
     if path.is_file():
         with suppress(TrajectoryError):  # unreadable: run again
             reader = open_trajectory(path)

@@ -7,7 +7,7 @@ trajectories of other codes (:func:`convert`). The runs themselves are in :mod:`
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ase.calculators.calculator import BaseCalculator
@@ -48,6 +48,8 @@ __all__ = [
     "write_starts",
 ]
 
+MdEngine = Literal["ase", "torch-sim"]
+
 
 def sample_nvt(
     structure: PathLike,
@@ -61,6 +63,9 @@ def sample_nvt(
     cell: ArrayLike | None = None,
     pbc: bool | None = None,
     name: str = "nvt",
+    engine: MdEngine = "ase",
+    device: str = "cpu",
+    dtype: str = "float64",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run NVT from a structure file and pick starts: writes ``nvt.h5`` and ``starts.extxyz`` into a directory.
@@ -76,6 +81,9 @@ def sample_nvt(
         cell: overrides the file's (see :func:`mimyria_wf.frames.as_cell`).
         pbc: overrides the file's.
         name: of the trajectory.
+        engine: of what kind the calculator is; ASE moves the atoms in either case.
+        device: of a potential of torch-sim, "cpu" or "cuda".
+        dtype: of a potential of torch-sim, "float64" or "float32".
         progress: called with (steps done, steps in all, name).
 
     Returns:
@@ -84,8 +92,8 @@ def sample_nvt(
     atoms = read_structure(structure, cell=cell, pbc=pbc, charge=charge, multiplicity=multiplicity)
     directory = Path(directory)
     path = directory / f"{name}.h5"
-    engine = _engine_name(calculator)
-    summary = run_nvt(atoms, _build(calculator), settings, path, progress, engine)
+    built, identity = _build(calculator, engine, device, dtype)
+    summary = run_nvt(atoms, built, settings, path, progress, identity)
     starts = pick_starts(open_trajectory(path), n_starts, settings.seed, settings.n_equilibration_frames)
     write_starts(directory / "starts.extxyz", starts)
     return {
@@ -104,6 +112,10 @@ def sample_nve(
     indices: Sequence[int] | None = None,
     charge: int | None = None,
     multiplicity: int | None = None,
+    engine: MdEngine = "ase",
+    device: str = "cpu",
+    dtype: str = "float64",
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run NVE from every start into ``nve-000.h5``, ``nve-001.h5``, ...; finished runs are kept as they are.
@@ -116,6 +128,11 @@ def sample_nve(
         indices: which of the starts to run; they number the files.
         charge: overrides what the starts say.
         multiplicity: overrides what the starts say.
+        engine: "ase" runs one start after the other; "torch-sim" all in one batch, with a potential of torch-sim as
+            calculator (:mod:`mimyria_wf.torchsim_engine`).
+        device: torch-sim's, "cpu" or "cuda".
+        dtype: of a potential of torch-sim, "float64" or "float32".
+        batch_size: torch-sim's runs at a time; all by default.
         progress: called with (steps done, steps in all, name) over all runs.
 
     Returns:
@@ -126,21 +143,29 @@ def sample_nve(
     wrong = [i for i in chosen if not 0 <= i < len(everything)]
     if wrong or len(set(chosen)) != len(chosen) or not chosen:
         raise TrajectoryError(f"{starts}: holds the starts 0 to {len(everything) - 1}, asked for {chosen}")
-    engine, built = _engine_name(calculator), _build(calculator)
-    summaries = []
-    for done, index in enumerate(chosen):
-        start = everything[index]
+    paths = {Path(directory) / f"nve-{index:03d}.h5": everything[index] for index in chosen}
+    for start in paths.values():
         if charge is not None:
             start.info["charge"] = charge
         if multiplicity is not None:
             start.info["multiplicity"] = multiplicity
+    if engine == "torch-sim":
+        from mimyria_wf.torchsim_engine import run_nve_batch  # torch costs a second
+
+        _engine_name(calculator)
+        batch = run_nve_batch(
+            paths, calculator, settings, device=device, dtype=dtype, batch_size=batch_size, progress=progress
+        )
+        return {"trajectories": [summary.to_dict() for summary in batch]}
+    built, identity = _build(calculator, engine, device, dtype)
+    summaries = []
+    for done, (path, start) in enumerate(paths.items()):
 
         def report(step: int, n_steps: int, label: str, done: int = done) -> None:
             if progress is not None:
                 progress(done * n_steps + step, len(chosen) * n_steps, label)
 
-        path = Path(directory) / f"nve-{index:03d}.h5"
-        summary = run_nve(start, built, settings, path, report, engine)
+        summary = run_nve(start, built, settings, path, report, identity)
         summaries.append(summary.to_dict())
         report(settings.last_step + 1, settings.last_step + 1, path.stem)
     return {"trajectories": summaries}
@@ -152,8 +177,21 @@ def _engine_name(calculator: Mapping[str, Any]) -> str:
     return f"{calculator['import']} {json.dumps(calculator.get('arguments') or {}, sort_keys=True)}"
 
 
-def _build(calculator: Mapping[str, Any]) -> BaseCalculator:
-    return make_calculator(calculator["import"], calculator.get("arguments"))
+def _build(calculator: Mapping[str, Any], engine: str, device: str, dtype: str) -> tuple[BaseCalculator, str]:
+    """Return an ASE calculator and what identifies it."""
+    identity = _engine_name(calculator)
+    if engine == "torch-sim":
+        from mimyria_wf.torchsim_models import TorchSimCalculator, engine_name, make_model
+
+        model = make_model(calculator["import"], calculator.get("arguments"), device, dtype)
+        return TorchSimCalculator(model), engine_name(calculator, dtype)
+    if engine != "ase":
+        raise EngineError(f"the MD engine must be ase or torch-sim, got {engine!r}")
+    if device != "cpu":
+        raise EngineError(
+            f"the engine ase leaves the device to its calculator, got device {device}; name it in arguments"
+        )
+    return make_calculator(calculator["import"], calculator.get("arguments")), identity
 
 
 def convert(
