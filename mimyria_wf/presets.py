@@ -170,7 +170,9 @@ class TrainingSettings:
         weight_decay: of Adam, an L2 penalty; of AdamW, decoupled from the gradient.
         optimizer: ``adam`` or ``adamw``.
         gradient_clip: largest norm of the gradient of a step; 0 for no bound.
-        validation_fraction: share of the training trajectories set aside to choose the best epoch; 0 sets none aside.
+        validation_fraction: share of the training trajectories set aside to choose the best weights; 0 sets none aside.
+        stopping_patience: the training ends when the validation loss has not improved for so many records, which are
+            epochs (``plateau``) or twentieths of the steps (``cosine``); 0 goes on to the last step.
         balances_species: each species weighs the same in the loss, however few its atoms.
         block_weights: relative weights of the irreducible blocks in the loss; empty for equal weights.
         projects_sum_rules: subtract the acoustic-sum-rule residual from the prediction inside the loss.
@@ -194,6 +196,7 @@ class TrainingSettings:
     optimizer: Literal["adam", "adamw"] = "adam"
     gradient_clip: float = 0.0
     validation_fraction: float = 0.0
+    stopping_patience: int = 0
     balances_species: bool = True
     block_weights: tuple[float, ...] = ()
     projects_sum_rules: bool = False
@@ -216,6 +219,10 @@ class TrainingSettings:
         for name in ("ema_decay", "validation_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ModelError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if not isinstance(self.stopping_patience, int) or self.stopping_patience < 0:
+            raise ModelError(f"stopping_patience must be an integer >= 0, got {self.stopping_patience!r}")
+        if self.stopping_patience and not self.validation_fraction:
+            raise ModelError("stopping_patience needs validation snapshots: set validation_fraction, 0.1 for instance")
         if not 0 < self.plateau_factor < 1:
             raise ModelError(f"plateau_factor must lie in (0, 1), got {self.plateau_factor}")
         if any(w < 0 for w in self.block_weights) or (self.block_weights and not any(self.block_weights)):

@@ -123,7 +123,9 @@ def train(
     """Fit a network to labels.
 
     The loss is the mean square error of standardised irreducible components. A warm start keeps the initial model's
-    standardisation and neighbour count: its weights have meaning only together with them.
+    neighbour count and what it has adapted to, since its weights have meaning only together with them. Its
+    standardisation is kept if its labels were of the same level of theory. If not, mean and scale of every species and
+    block are taken from the new labels: tensors of two levels differ most in these.
 
     Args:
         target: ``apt`` or ``pgt``.
@@ -276,7 +278,9 @@ class _Trainer:
         graphs = [network.prepare(g) for g in graphs]
         self.network, self.graphs = network, graphs
         components = [to_irreps(target, torch.from_numpy(_tensors(s, target))).to(dtype) for s in labels]
-        if initial_model is None:
+        levels = sorted({str(s.atoms.info["level_of_theory"]) for s in labels if "level_of_theory" in s.atoms.info})
+        is_same_level = initial_model is not None and initial_model.metadata.get("level_of_theory", []) == levels
+        if not is_same_level:
             network.standardise(
                 torch.cat([components[i] for i in self.training]),
                 torch.cat([graphs[i].species for i in self.training]),
@@ -287,7 +291,6 @@ class _Trainer:
         ]
         self.charges = torch.tensor([float(s.atoms.info.get("charge", 0)) for s in labels], dtype=dtype)
         self.species_weights, self.component_weights = self._weights(dtype)
-        levels = sorted({str(s.atoms.info["level_of_theory"]) for s in labels if "level_of_theory" in s.atoms.info})
         network.metadata = dict(metadata or {}) | {
             "training": as_plain(settings),
             "n_train": len(self.training),
@@ -295,6 +298,7 @@ class _Trainer:
             "charges": sorted({float(q) for q in self.charges}),
             "level_of_theory": levels,
             "is_warm_start": initial_model is not None,
+            "level_of_initial_model": None if initial_model is None else initial_model.metadata.get("level_of_theory"),
         }
         self.parameters: list[torch.Tensor] = list(network.parameters())
         optimizer = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
@@ -313,6 +317,7 @@ class _Trainer:
         self.step = 0
         self.plateau_rate = settings.learning_rate
         self.stale_epochs = 0
+        self.stale_records = 0
         self.best_loss = math.inf
         self.best_epoch = 0
         self.best_state: dict[str, torch.Tensor] | None = None
@@ -346,7 +351,7 @@ class _Trainer:
         saved = time.monotonic()
         log_interval = max(1, self.n_steps // 20)
         self.network.train()
-        while self.step < self.n_steps:
+        while self.step < self.n_steps and not self._is_settled():
             epoch, place = divmod(self.step, self.steps_per_epoch)
             order = np.random.default_rng([settings.seed, epoch]).permutation(self.training)
             batch = order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
@@ -374,6 +379,7 @@ class _Trainer:
             "n_validation": len(self.validation),
             "n_test": len(test_labels),
             "n_steps": self.n_steps,
+            "n_steps_done": self.step,
             "n_parameters": sum(p.numel() for p in self.parameters),
             "seed": settings.seed,
             "best_epoch": self.best_epoch or None,
@@ -454,34 +460,58 @@ class _Trainer:
         loss = float(np.mean(self.losses))
         self.losses = []
         validation = None
-        if self.validation and settings.schedule == "plateau":
-            self.network.eval()
-            with torch.no_grad():
-                parts = [(self._loss([i]).item(), len(self.graphs[i].species)) for i in self.validation]
-            self.network.train()
-            validation = sum(v * n for v, n in parts) / sum(n for _, n in parts)
         epoch = math.ceil(self.step / self.steps_per_epoch)
-        self.history.append(HistoryRow(self.step, epoch, rate, loss, validation))
-        if settings.schedule != "plateau":
+        with self._model_weights():
+            if self.validation:
+                self.network.eval()
+                with torch.no_grad():
+                    parts = [(self._loss([i]).item(), len(self.graphs[i].species)) for i in self.validation]
+                self.network.train()
+                validation = sum(v * n for v, n in parts) / sum(n for _, n in parts)
+            self.history.append(HistoryRow(self.step, epoch, rate, loss, validation))
+            if validation is None and settings.schedule != "plateau":
+                return  # a training loss says nothing about the best place to stop
+            judged = loss if validation is None else validation
+            if judged < self.best_loss:
+                self.best_loss, self.best_epoch = judged, epoch
+                self.stale_epochs = self.stale_records = 0
+                self.best_state = {k: v.clone() for k, v in self.network.state_dict().items()}
+                return
+        self.stale_epochs += 1
+        self.stale_records += 1
+        if settings.schedule == "plateau" and self.stale_epochs > settings.plateau_patience:
+            self.plateau_rate *= settings.plateau_factor
+            self.stale_epochs = 0
+
+    def _is_settled(self) -> bool:
+        """Tell whether the validation loss has not improved for long enough to stop."""
+        patience = self.settings.stopping_patience
+        return bool(self.validation) and 0 < patience <= self.stale_records
+
+    @contextmanager
+    def _model_weights(self) -> Iterator[None]:
+        """Put the weights that would become the model into the network for a while: the averages, if there are any."""
+        if not self.average:
+            yield
             return
-        judged = loss if validation is None else validation
-        if judged < self.best_loss:
-            self.best_loss, self.best_epoch, self.stale_epochs = judged, epoch, 0
-            self.best_state = {k: v.clone() for k, v in self.network.state_dict().items()}
-        else:
-            self.stale_epochs += 1
-            if self.stale_epochs > settings.plateau_patience:
-                self.plateau_rate *= settings.plateau_factor
-                self.stale_epochs = 0
+        current = [p.detach().clone() for p in self.parameters]
+        self._put(self.average)
+        try:
+            yield
+        finally:
+            self._put(current)
+
+    def _put(self, weights: Sequence[torch.Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, weight in zip(self.parameters, weights):
+                parameter.copy_(weight)
 
     def _finish(self) -> None:
-        """Put the state that becomes the model into the network: the best epoch's, or the average."""
+        """Put the state that becomes the model into the network: the best on validation, or the last average."""
         if self.best_state is not None:
             self.network.load_state_dict(self.best_state)
         elif self.average:
-            with torch.no_grad():
-                for parameter, average in zip(self.parameters, self.average):
-                    parameter.copy_(average)
+            self._put(self.average)
 
     def _fingerprint(self) -> str:
         """Return a hash of everything that decides the result of the training, threads aside."""
@@ -506,6 +536,7 @@ class _Trainer:
                 "average": self.average,
                 "plateau_rate": self.plateau_rate,
                 "stale_epochs": self.stale_epochs,
+                "stale_records": self.stale_records,
                 "best_loss": self.best_loss,
                 "best_epoch": self.best_epoch,
                 "best_state": self.best_state,
@@ -527,7 +558,8 @@ class _Trainer:
         self.optimizer.load_state_dict(content["optimizer"])
         self.average = content["average"]
         self.step = content["step"]
-        self.plateau_rate, self.stale_epochs = content["plateau_rate"], content["stale_epochs"]
+        self.plateau_rate = content["plateau_rate"]
+        self.stale_epochs, self.stale_records = content["stale_epochs"], content["stale_records"]
         self.best_loss, self.best_epoch = content["best_loss"], content["best_epoch"]
         self.best_state = content["best_state"]
         self.history = [HistoryRow(*row) for row in content["history"]]

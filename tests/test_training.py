@@ -123,8 +123,12 @@ def interrupt_at(step: int) -> Callable[[int, int, str], None]:
     [
         BRIEF,
         TrainingSettings(n_epochs=4, batch_size=3, schedule="plateau", ema_decay=0.0, validation_fraction=0.2),
+        # so fast that the validation loss soon rises, at a record after the interruption
+        TrainingSettings(
+            n_steps=40, batch_size=3, warmup_steps=0, learning_rate=0.3, validation_fraction=0.2, stopping_patience=4
+        ),
     ],
-    ids=["cosine", "plateau"],
+    ids=["cosine", "plateau", "stopping"],
 )
 def test_an_interrupted_training_ends_the_same(
     settings: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -142,7 +146,9 @@ def test_an_interrupted_training_ends_the_same(
     )
     assert seen[0] > 4  # it went on
     assert_same(whole.network, resumed.network)
-    assert [row.step for row in whole.history] == [row.step for row in resumed.history]
+    assert whole.history == resumed.history
+    assert whole.report["n_steps_done"] == resumed.report["n_steps_done"]
+    assert (whole.report["n_steps_done"] < settings.n_steps) if settings.stopping_patience else True
     assert not checkpoint.exists()
 
 
@@ -167,6 +173,29 @@ def test_warm_start_keeps_standardisation_and_function() -> None:
     assert second.metadata["is_warm_start"]
 
 
+def test_warm_start_from_another_level_takes_the_new_standardisation() -> None:
+    cheap = labels(6, seed=1)
+    for snapshot in cheap:
+        snapshot.atoms.info["level_of_theory"] = "cheap"
+    first = train("apt", cheap, (), SMALL, BRIEF).network
+    better = []
+    for snapshot in labels(8, seed=3):
+        snapshot.atoms.info["level_of_theory"] = "better"
+        isotropic = np.trace(snapshot.apt, axis1=1, axis2=2)[:, None, None] / 3 * np.eye(3)
+        is_hydrogen = (snapshot.atoms.numbers == 1)[:, None, None]
+        tensors = 2 * (snapshot.apt - isotropic) + np.where(is_hydrogen, 0.5 * isotropic + 0.1 * np.eye(3), isotropic)
+        better.append(LabelledSnapshot(snapshot.atoms, tensors))
+    still = TrainingSettings(n_steps=1, learning_rate=1e-12)
+    second = train("apt", better, (), SMALL, still, initial_model=first).network
+    assert second.metadata["level_of_initial_model"] == ["cheap"]
+    fresh = train("apt", better, (), SMALL, still).network
+    torch.testing.assert_close(second.scale, fresh.scale)
+    torch.testing.assert_close(second.mean, fresh.mean)
+    graph = first.graph(better[0].atoms)
+    with torch.no_grad():  # what the weights say, they say in units of the new labels
+        torch.testing.assert_close(second.standardised(graph), first.standardised(graph), atol=1e-6, rtol=0)
+
+
 def test_best_epoch_is_kept() -> None:
     settings = TrainingSettings(
         n_epochs=6, batch_size=4, schedule="plateau", ema_decay=0.0, validation_fraction=0.2, plateau_patience=1
@@ -176,6 +205,38 @@ def test_best_epoch_is_kept() -> None:
     assert len(losses) == 6
     assert result.report["best_epoch"] == int(np.argmin(np.array(losses, dtype=float))) + 1
     assert result.report["n_validation"] == 4
+
+
+def test_the_best_averaged_weights_are_kept() -> None:
+    settings = TrainingSettings(n_steps=40, batch_size=4, learning_rate=1.0, warmup_steps=0, validation_fraction=0.2)
+    everything = labels(20, seed=1)
+    result = train("apt", everything, (), SMALL, settings)
+    losses = np.array([row.validation_loss for row in result.history], dtype=float)
+    assert len(losses) == 20
+    assert np.argmin(losses) < 19  # it got worse, otherwise this shows nothing
+    trainer = training._Trainer("apt", everything, SMALL, settings, None, None)
+    trainer.network.load_state_dict(result.network.state_dict())
+    loss = np.mean([trainer._loss([i]).item() for i in trainer.validation])
+    assert loss == pytest.approx(losses.min(), rel=1e-5)  # the average's loss at that record, in single precision
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_training_stops_when_the_validation_loss_has_stopped_to_fall(schedule: str) -> None:
+    settings = TrainingSettings(
+        n_steps=60,
+        batch_size=8,
+        schedule=schedule,
+        learning_rate=1e-30,  # nothing improves after the first record
+        validation_fraction=0.2,
+        stopping_patience=3,
+    )
+    result = train("apt", labels(20, seed=1), (), SMALL, settings)
+    assert len(result.history) == 4
+    assert result.report["n_steps_done"] == result.history[-1].step < 60
+    # without anything to validate on, the patience has no object
+    assert train("apt", labels(6, seed=1), (), SMALL, settings).report["n_steps_done"] == 60
+    with pytest.raises(ModelError, match="stopping_patience needs validation snapshots"):
+        TrainingSettings(n_steps=3, stopping_patience=3)
 
 
 def test_the_shorter_of_steps_and_epochs_holds() -> None:
