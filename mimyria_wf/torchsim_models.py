@@ -9,6 +9,7 @@ canonical run before the NVE runs has the same potential.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import json
@@ -216,16 +217,10 @@ class Potential:
             EngineError: the potential fails, or energies or forces are missing or of the wrong shape.
         """
         dtype = state.positions.dtype
-        if dtype != self.dtype:
-            state = import_torch_sim().SimState(
-                positions=state.positions.to(self.dtype),
-                masses=state.masses.to(self.dtype),
-                cell=state.cell.to(self.dtype),
-                pbc=state.pbc,
-                atomic_numbers=state.atomic_numbers,
-                system_idx=state.system_idx,
-            )
-        found = self._found(state)
+        own = copy.copy(state)
+        own.positions = state.positions.to(self.dtype).detach()  # MACE asks for the gradients of the very tensor
+        own.masses, own.cell = state.masses.to(self.dtype), state.cell.to(self.dtype)
+        found = self._found(own)
         result = {}
         for key, shape in (("energy", (len(state.cell),)), ("forces", (len(state.positions), 3))):
             if key not in found:

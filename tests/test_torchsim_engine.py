@@ -46,8 +46,10 @@ def springs(*, device: torch.device, dtype: torch.dtype, fault: str = "", fault_
 
         def forward(self, state, **_):
             assert state.positions.dtype == dtype
+            state.positions.requires_grad_(True)  # as MACE does
             if not torch.isfinite(state.positions).all():
                 raise ValueError("a neighbour list would fail here")
+            assert state.positions.is_leaf
             bonds = state.positions[1::2] - state.positions[::2]
             lengths = bonds.norm(dim=1)
             pull = CONSTANT * (1 - LENGTH / lengths)[:, None] * bonds
