@@ -65,6 +65,7 @@ class Curve:
         error: (n,) half width of the band, or None; NaN draws none.
         label: in the legend.
         style: of the line, as matplotlib names it.
+        model_error: (n,) half width of the hatched band, the error of the network, or None.
     """
 
     wavenumber: Array
@@ -72,6 +73,7 @@ class Curve:
     error: Array | None = None
     label: str = ""
     style: str = "-"
+    model_error: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,17 @@ def _draw(axes: "Axes", curve: Curve, colour: str, style: str | None = None) -> 
         axes.fill_between(
             curve.wavenumber, curve.values - curve.error, curve.values + curve.error, color=colour, alpha=0.25, lw=0
         )
+    if curve.model_error is not None:
+        axes.fill_between(
+            curve.wavenumber,
+            curve.values - curve.model_error,
+            curve.values + curve.model_error,
+            facecolor="none",
+            edgecolor=colour,
+            hatch="//////",
+            alpha=0.6,
+            lw=0,
+        )
 
 
 def _finish_axis(axes: "Axes", curves: Sequence[Curve], label: str, upper: float, lower: float = 0.0) -> None:
@@ -211,7 +224,8 @@ def _fit(axes: "Axes", curves: Sequence[Curve], lower: float, upper: float) -> N
     """Fit the ordinate to what lies between lower and upper, bands included."""
     lows, highs = [0.0], [0.0]
     for curve in curves:
-        band = np.zeros(1) if curve.error is None else np.where(np.isfinite(curve.error), curve.error, 0.0)
+        bands = [np.nan_to_num(error) for error in (curve.error, curve.model_error) if error is not None]
+        band = np.max([np.zeros_like(curve.values), *bands], axis=0)
         is_seen = (curve.wavenumber >= lower) & (curve.wavenumber <= upper) & np.isfinite(curve.values)
         if is_seen.any():
             lows.append(float((curve.values - band)[is_seen].min()))

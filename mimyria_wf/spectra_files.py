@@ -7,7 +7,7 @@ A folder of spectra holds ``ir.csv``, ``ir_tensor.csv``, ``raman.csv``, ``raman_
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,14 @@ from mimyria_wf.measured import MeasuredSpectrum, read_measured
 from mimyria_wf.overlay import plot_files, plot_measured
 from mimyria_wf.raman_forms import parse_geometries, raman_files, write_forms
 from mimyria_wf.spectra_comparison import COMPARED, compare_spectra
-from mimyria_wf.spectra_output import cca_record, described, number, write_spectra, write_summary
+from mimyria_wf.spectra_output import (
+    cca_record,
+    described,
+    model_error_record,
+    number,
+    write_spectra,
+    write_summary,
+)
 from mimyria_wf.spectra_tables import read_table
 from mimyria_wf.spectrum import (
     IR_KIND,
@@ -238,6 +245,11 @@ def spectra_files(
     if any("velocity_error" in run.metadata for run in runs):
         gates.append(velocity_gate(runs))
     summary = _summary(runs, ir, raman, gates, settings, notes)
+    committee = runs[0].metadata.get("committee") or {}
+    error = model_error_record(ir, raman, committee)
+    if error is not None:
+        summary["model_error"] = error
+        summary["notes"] += _committee_notes(committee)
     if cca is not None:
         n_frames = sum(run.n_frames for run in runs)
         means = {name: sum(values) / n_frames for name, values in occupancies.items()}
@@ -344,6 +356,18 @@ def _likeness_notes(runs: Sequence[DerivativeSeries], settings: SpectrumSettings
     given = settings.temperature
     if given is not None and np.isfinite(temperature) and abs(given - temperature) > UNLIKE * temperature:
         notes.append(f"evaluated at {given:g} K, runs at {temperature:.4g} K: more than {100 * UNLIKE:g} % apart")
+    return notes
+
+
+def _committee_notes(committee: Mapping[str, Any]) -> list[str]:
+    """Return one line for each model whose uncertainties are known to be too small or to be off."""
+    notes = []
+    for target, record in committee.get("models", {}).items():
+        if record.get("calibration", {}).get("trunk_saw_held_out"):
+            notes.append(
+                f"the network's error is a lower bound: the {target} model was calibrated on labels that it was "
+                "trained on (train it with calibration_fraction or validation_fraction)"
+            )
     return notes
 
 

@@ -28,11 +28,14 @@ from mimyria_wf.spectrum import (
     RAMAN_KIND,
     RAMAN_UNIT,
     IrSpectrum,
+    RamanKind,
     RamanSpectrum,
+    members_distance,
 )
 
 Array = NDArray[Any]
 
+RAMAN_DRAWN: tuple[RamanKind, ...] = ("vv", "vh", "iso")
 RAMAN_COLUMNS = ("iso", "aniso", "vv", "vh")
 
 
@@ -152,6 +155,10 @@ def plain(caption: str) -> str:
     return caption.replace("$^{-1}$", "^-1").replace(", bands: one standard error over trajectories", "")
 
 
+def _hatched(members: Array | None) -> str:
+    return "" if members is None else f" Hatched: error of the network, from {len(members)} members of a committee."
+
+
 def warning_of(summary: Mapping[str, Any]) -> str:
     """Return the line above figures when gates failed, else nothing."""
     failed = [gate["name"] for gate in summary["gates"] if gate["passed"] is False]
@@ -194,17 +201,22 @@ def write_jdx(
 
 def _write_ir(out: Path, ir: IrSpectrum, caption: str, warning: str, draws: bool) -> list[str]:
     nu, upper = ir.wavenumber, float(ir.wavenumber[-1])
-    files = [write_table(out / "ir.csv", {"wavenumber": nu, "n_alpha": ir.n_alpha, "error": ir.error})]
+    table = {"wavenumber": nu, "n_alpha": ir.n_alpha, "error": ir.error}
+    if ir.model_error is not None and ir.total_error is not None:
+        table |= {"model_error": ir.model_error, "total_error": ir.total_error}
+    files = [write_table(out / "ir.csv", table)]
     tensor = dict(zip(PAIR_NAMES, ir.tensor)) | {f"{p}_error": e for p, e in zip(PAIR_NAMES, ir.tensor_error)}
     files.append(write_table(out / "ir_tensor.csv", {"wavenumber": nu, **tensor}))
     files += write_jdx(
         out, "ir", nu, ir.n_alpha, title="IR, n(w) alpha(w)", kind=IR_KIND, unit=IR_UNIT, comment=f"{caption} {warning}"
     )
     if draws:
-        text = f"IR: {IR_KIND}. {caption}"
-        files += plots.plot_ir(out / "ir.png", [Curve(nu, ir.n_alpha, ir.error)], text, upper, warning)
+        text = f"IR: {IR_KIND}. {caption}{_hatched(ir.members)}"
+        files += plots.plot_ir(
+            out / "ir.png", [Curve(nu, ir.n_alpha, ir.error, model_error=ir.model_error)], text, upper, warning
+        )
         curves = [Curve(nu, ir.tensor[i], ir.tensor_error[i], name) for i, name in enumerate(PAIR_NAMES)]
-        text = f"IR tensor: n alpha is the mean of xx, yy and zz. {text}"
+        text = f"IR tensor: n alpha is the mean of xx, yy and zz. IR: {IR_KIND}. {caption}"
         files += plots.plot_tensor(out / "ir_tensor.png", curves[:3], curves[3:], text, upper, warning)
     return files
 
@@ -215,9 +227,11 @@ def _write_raman(out: Path, raman: RamanSpectrum, caption: str, warning: str, dr
     ratio_error = np.where(np.isfinite(ratio), raman.errors["depolarization"], np.nan)
     table = {"wavenumber": nu, **{kind: getattr(raman, kind) for kind in RAMAN_COLUMNS}, "depolarization": ratio}
     table |= {f"{kind}_error": raman.errors[kind] for kind in RAMAN_COLUMNS} | {"depolarization_error": ratio_error}
+    table |= _model_columns(raman.model_errors, raman.errors)
     files = [write_table(out / "raman.csv", table)]
     weighted = {"wavenumber": nu, **{str(kind): values for kind, values in raman.weighted.items()}}
     weighted |= {f"{kind}_error": error for kind, error in raman.weighted_errors.items()}
+    weighted |= _model_columns(raman.weighted_model_errors, raman.weighted_errors)
     files.append(write_table(out / "raman_weighted.csv", weighted))
     for name, values in (("lineshapes", raman.lineshapes), ("lineshapes_weighted", raman.weighted_lineshapes)):
         files.append(write_table(out / f"{name}.csv", {"wavenumber": nu, **dict(zip(LINESHAPE_NAMES, values))}))
@@ -235,14 +249,54 @@ def _write_raman(out: Path, raman: RamanSpectrum, caption: str, warning: str, dr
             comment=f"{caption} {warning}",
         )
     if draws:
+        model_error = raman.model_errors
         curves = {
-            kind: Curve(nu, getattr(raman, kind), raman.errors[kind], plots.KIND_NAMES[kind])
-            for kind in ("vv", "vh", "iso")
+            str(kind): Curve(
+                nu, getattr(raman, kind), raman.errors[kind], plots.KIND_NAMES[kind], model_error=model_error.get(kind)
+            )
+            for kind in RAMAN_DRAWN
         }
-        text = f"Raman: {RAMAN_KIND}. VH/VV where w^2 VV is above 1 % of its maximum. {caption}"
+        text = (
+            f"Raman: {RAMAN_KIND}. VH/VV where w^2 VV is above 1 % of its maximum. {caption}{_hatched(raman.members)}"
+        )
         drawn = Curve(nu, ratio, ratio_error)
         files += plots.plot_raman(out / "raman.png", curves, drawn, text, float(nu[-1]), warning=warning)
     return files
+
+
+def _model_columns(model: Mapping[RamanKind, Array], sampling: Mapping[Any, Array]) -> dict[str, Array]:
+    """Return the columns of the network's errors and of both errors together; none without members."""
+    columns = {f"{kind}_model_error": error for kind, error in model.items()}
+    return columns | {f"{kind}_total_error": np.hypot(sampling[kind], error) for kind, error in model.items()}
+
+
+def model_error_record(
+    ir: IrSpectrum | None, raman: RamanSpectrum | None, committee: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return what the summary says of the network's error; None without members.
+
+    Distances, Eq. 16, are those of the members' spectra from the prediction's up to 4000 cm^-1, of lineshapes with
+    1/w^2 for Raman, as in comparisons. ``lower`` and ``upper`` hold the middle 90 % of the members.
+
+    Args:
+        ir: IR spectrum, or None.
+        raman: Raman lineshapes, or None.
+        committee: record of the committee in the derivative files.
+    """
+    found: dict[str, Any] = {}
+    n_members = 0
+    if ir is not None and ir.members is not None:
+        found["ir"] = members_distance(ir.wavenumber, ir.members, ir.n_alpha)
+        n_members = len(ir.members)
+    if raman is not None and raman.members is not None:
+        n_members = len(raman.members)
+        for kind in RAMAN_DRAWN:
+            members, mean = raman.weighted_members[kind] * raman.inverse_square, getattr(raman, kind)
+            found[f"raman_{kind}"] = members_distance(raman.wavenumber, members, mean)
+    if not found:
+        return None
+    distances = {name: dict(zip(("distance", "lower", "upper"), values)) for name, values in found.items()}
+    return {"n_members": n_members, "distances": distances, "committee": dict(committee)}
 
 
 def cca_invariants(cca: CcaSpectra) -> dict[str, tuple[Array, Array]]:

@@ -45,6 +45,8 @@ FORMAT = "mimyria_wf spectra 1"
 _WEIGHTED_KIND = "classical nu^2 I(nu), no laser factor, no Bose factor"
 INTENSITY_THRESHOLD = 0.01
 """Fraction of the largest nu^2 VV below which a depolarization ratio is not given."""
+_MODEL_ERROR = "error of the network, root mean square deviation of the committee's members from the prediction"
+_MEMBER_KINDS: tuple[RamanKind, ...] = ("iso", "vh")
 _RECORDS = ("gates", "notes", "kind", "units", "settings", "corrections", "cca")
 """Entries of the summary that become attributes."""
 
@@ -161,6 +163,11 @@ def _write_ir(writer: _Writer, ir: IrSpectrum) -> None:
     text = "IR absorption tensor of each run"
     writer.put("ir_tensor_per_trajectory", ("trajectory", "component", nu), ir.tensor_per_trajectory, IR_UNIT, text)
 
+    if ir.members is not None and ir.model_error is not None:
+        writer.file.dimensions.setdefault("member", len(ir.members))
+        writer.put("ir_n_alpha_model_error", (nu,), ir.model_error, IR_UNIT, _MODEL_ERROR)
+        writer.put("ir_members", ("member", nu), ir.members, IR_UNIT, "n(w) alpha(w) of each member of the committee")
+
 
 def _write_raman(writer: _Writer, raman: RamanSpectrum) -> None:
     nu = "wavenumber"
@@ -190,6 +197,14 @@ def _write_raman(writer: _Writer, raman: RamanSpectrum) -> None:
             f"raman_weighted_{kind}_error", (nu,), error, RAMAN_WEIGHTED_UNIT, "standard error over trajectories"
         )
 
+    if raman.members is not None:
+        writer.file.dimensions.setdefault("member", len(raman.members))
+        for kind, error in raman.weighted_model_errors.items():
+            writer.put(f"raman_weighted_{kind}_model_error", (nu,), error, RAMAN_WEIGHTED_UNIT, _MODEL_ERROR)
+        for index, kind in enumerate(_MEMBER_KINDS):
+            text = f"{kind} of nu^2 I of each member of the committee"
+            values = raman.members[:, index]
+            writer.put(f"raman_weighted_{kind}_members", ("member", nu), values, RAMAN_WEIGHTED_UNIT, text)
     for name in ("iso", "aniso", "vv", "vh"):
         text = f"{name} of the classical Raman lineshape with 1/w^2, nan below the mask; for reading, not for forms"
         writer.put(f"raman_{name}", (nu,), getattr(raman, name), RAMAN_UNIT, text, kind=RAMAN_KIND)
@@ -309,6 +324,7 @@ def _read_ir(file: h5netcdf.File, nu: Array, runs: Runs, settings: SpectrumSetti
         settings=settings,
         tensor_per_trajectory=_values(file, "ir_tensor_per_trajectory"),
         raw_integrals=_optional(file, "ir_raw_integral"),
+        members=_optional(file, "ir_members"),
     )
     # the means are stored in double precision, what is left of the runs is not: keep the better ones
     vars(ir)["n_alpha"] = _values(file, "ir_n_alpha")
@@ -321,7 +337,10 @@ def _read_raman(file: h5netcdf.File, nu: Array, runs: Runs, settings: SpectrumSe
     if "raman_weighted" not in file.variables:
         return None
     per_trajectory, integrals = _values(file, "raman_weighted_per_trajectory"), _values(file, "raman_integral")
-    raman = RamanSpectrum(nu, per_trajectory, integrals, runs, settings, _optional(file, "raman_raw_integral"))
+    members = None
+    if "raman_weighted_iso_members" in file.variables:
+        members = np.stack([_values(file, f"raman_weighted_{kind}_members") for kind in _MEMBER_KINDS], axis=1)
+    raman = RamanSpectrum(nu, per_trajectory, integrals, runs, settings, _optional(file, "raman_raw_integral"), members)
     vars(raman)["weighted_lineshapes"] = _values(file, "raman_weighted")
     return raman
 

@@ -35,7 +35,7 @@ with these probabilities and takes their plain mean: its variance times N/(N-1) 
 is the square of the standard error that the gates use.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import combinations_with_replacement
@@ -47,7 +47,7 @@ from scipy import fft
 from scipy.stats import t as student_t
 
 from mimyria_wf.correlation import Estimator, pair_correlations
-from mimyria_wf.derivatives import PAIR_NAMES, PAIRS, DerivativeSeries
+from mimyria_wf.derivatives import PAIR_NAMES, PAIRS, DerivativeSeries, require_same_committee
 from mimyria_wf.errors import SpectrumError
 from mimyria_wf.units import BOLTZMANN, EPS0, WAVENUMBER, C, E
 
@@ -216,6 +216,7 @@ class IrSpectrum:
         raw_integrals: (n_trajectories,) integrals before the correction of differences, which is what the mean square
             of the series must equal [cm^-2]; None: there was none.
         tensor_integrals: (n_trajectories, 6) integrals of the components before the correction of differences [cm^-2].
+        members: (n_members, n) n alpha of each member of a committee, mean over the runs [cm^-1]; None: none.
     """
 
     wavenumber: Array
@@ -226,6 +227,17 @@ class IrSpectrum:
     tensor_per_trajectory: Array
     raw_integrals: Array | None = None
     tensor_integrals: Array | None = None
+    members: Array | None = None
+
+    @property
+    def model_error(self) -> Array | None:
+        """(n,) error of the network; see :func:`model_error`."""
+        return None if self.members is None else model_error(self.members, self.n_alpha)
+
+    @property
+    def total_error(self) -> Array | None:
+        """(n,) root of the sum of squares of sampling and model error; None without members."""
+        return None if self.model_error is None else np.hypot(self.error, self.model_error)
 
     @cached_property
     def n_alpha(self) -> Array:
@@ -264,6 +276,7 @@ class RamanSpectrum:
         runs: as for IR.
         settings: as computed.
         raw_integrals: (n_trajectories, 21) integrals before the correction of differences; None: there was none.
+        members: (n_members, 2, n) iso and vh of nu^2 I of each member of a committee, mean over the runs; None: none.
     """
 
     wavenumber: Array
@@ -272,6 +285,22 @@ class RamanSpectrum:
     runs: Runs
     settings: SpectrumSettings
     raw_integrals: Array | None = None
+    members: Array | None = None
+
+    @cached_property
+    def weighted_members(self) -> dict[RamanKind, Array]:
+        """Invariants of nu^2 I of each member, each (n_members, n); empty without members."""
+        return {} if self.members is None else _invariants(self.members[:, 0], self.members[:, 1])
+
+    @cached_property
+    def weighted_model_errors(self) -> dict[RamanKind, Array]:
+        """Errors of the network in the invariants of nu^2 I, each (n,); see :func:`model_error`."""
+        return {kind: model_error(members, self.weighted[kind]) for kind, members in self.weighted_members.items()}
+
+    @cached_property
+    def model_errors(self) -> dict[RamanKind, Array]:
+        """Errors of the network in iso, aniso, vv and vh, each (n,); empty without members."""
+        return {kind: error * self.inverse_square for kind, error in self.weighted_model_errors.items()}
 
     @cached_property
     def inverse_square(self) -> Array:
@@ -375,9 +404,45 @@ def raman_invariants(lineshapes: Array) -> dict[RamanKind, Array]:
     axes = [(i, j) for i in range(3) for j in range(3)]
     iijj = np.sum([lineshape(lineshapes, i, i, j, j) for i, j in axes], axis=0)
     ijij = np.sum([lineshape(lineshapes, i, j, i, j) for i, j in axes], axis=0)
-    iso = iijj / 9.0
-    vh = (ijij - iijj / 3.0) / 10.0
+    return _invariants(iijj / 9.0, (ijij - iijj / 3.0) / 10.0)
+
+
+def _invariants(iso: Array, vh: Array) -> dict[RamanKind, Array]:
     return {"iso": iso, "aniso": 15.0 * vh, "vv": iso + 4.0 / 3.0 * vh, "vh": vh}
+
+
+def model_error(members: Array, prediction: Array) -> Array:
+    """Return the error of a spectrum that comes from the network.
+
+    The root mean square deviation of the members' spectra from that of the prediction. It is not their spread about
+    their own mean: with ``M' + d`` for a member, ``|M' + d|^2`` is larger by ``|d|^2`` on average, and as much is the
+    true spectrum expected to differ from the predicted one.
+
+    Args:
+        members: (n_members, n).
+        prediction: (n,).
+    """
+    return np.asarray(np.sqrt(((members - prediction) ** 2).mean(axis=0)))
+
+
+def members_distance(
+    wavenumber: Array, members: Array, prediction: Array, lower: float = 0.0, upper: float = 4000.0
+) -> tuple[float, float, float]:
+    """Return the distance, Eq. 16, that the network's error puts between a spectrum and the truth.
+
+    Args:
+        wavenumber: (n,) [cm^-1].
+        members: (n_members, n).
+        prediction: (n,).
+        lower: start of the integrals [cm^-1].
+        upper: their end [cm^-1].
+
+    Returns:
+        mean over the members, and the ends of the interval that holds the middle 90 % of them.
+    """
+    found = _distances(wavenumber, members, np.broadcast_to(prediction, members.shape), lower, upper)
+    low, high = np.quantile(found, [0.05, 0.95])
+    return float(found.mean()), float(low), float(high)
 
 
 def scattering_lineshape(
@@ -649,6 +714,8 @@ def ir_spectrum(series: Iterable[DerivativeSeries], settings: SpectrumSettings |
             raise SpectrumError(f"{run.name}: n alpha needs a volume; give the cell or, for a cluster, --volume [A^3]")
         factor = ir_prefactor(settings.temperature or run.temperature, run.volume)
         collected.add(run, collected.correlate(run, dipole, PAIRS), 3 * factor)
+        if run.members is not None and run.members.dipole is not None:
+            collected.add_members(run, run.members.dipole, _DIPOLE_POWER, factor)
     wavenumber, tensor, integrals, raw_integrals = collected.stacked()
     return IrSpectrum(
         wavenumber=wavenumber,
@@ -659,6 +726,7 @@ def ir_spectrum(series: Iterable[DerivativeSeries], settings: SpectrumSettings |
         tensor_per_trajectory=tensor,
         raw_integrals=None if raw_integrals is None else raw_integrals[:, :3].mean(axis=1),
         tensor_integrals=integrals if raw_integrals is None else raw_integrals,
+        members=None if (members := collected.members()) is None else members[:, 0],
     )
 
 
@@ -674,8 +742,21 @@ def raman_spectrum(series: Iterable[DerivativeSeries], settings: SpectrumSetting
     for run in series:
         correlation = collected.correlate(run, run.total_polarizability_derivative, LINESHAPES)
         collected.add(run, correlation, raman_prefactor())
+        if run.members is not None and run.members.polarizability is not None:
+            values = run.members.polarizability
+            with_trace = np.concatenate([values, values[..., :3].sum(axis=2, keepdims=True)], axis=2)
+            collected.add_members(run, with_trace, _RAMAN_POWERS, raman_prefactor())
     wavenumber, per_trajectory, integrals, raw_integrals = collected.stacked()
-    return RamanSpectrum(wavenumber, per_trajectory, integrals, collected.runs(), settings, raw_integrals)
+    return RamanSpectrum(
+        wavenumber, per_trajectory, integrals, collected.runs(), settings, raw_integrals, collected.members()
+    )
+
+
+_DIPOLE_POWER = np.ones((1, 3))
+_IIJJ = np.array([0, 0, 0, 0, 0, 0, 1.0])
+_IJIJ = np.array([1.0, 1, 1, 2, 2, 2, 0])
+_RAMAN_POWERS = np.stack([_IIJJ / 9, (_IJIJ - _IIJJ / 3) / 10])
+"""iso and vh, Eqs. 9 and 10, from the autocorrelations of xx yy zz yz xz xy and of the trace."""
 
 
 @dataclass
@@ -692,6 +773,8 @@ class _Collector:
     origins: list[str] = field(default_factory=list)
     timestep: float | None = None
     wavenumber: Array | None = None
+    member_sums: Array | float = 0.0
+    committees: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
 
     def correlate(self, run: DerivativeSeries, columns: Array, pairs: Sequence[tuple[int, int]]) -> Array:
         first = None if self.timestep is None else (self.names[0], self.timestep)
@@ -713,6 +796,34 @@ class _Collector:
         self.spectra.append(factor * spectrum)
         self.integrals.append(factor * integral)
         self.raw_integrals.append(factor * raw_integral)
+
+    def add_members(self, run: DerivativeSeries, columns: Array, powers: Array, factor: float) -> None:
+        """Add the spectra of a run's members, of which only autocorrelations enter.
+
+        Args:
+            run: the run, after :meth:`add`.
+            columns: (n_members, n_frames, n_columns).
+            powers: (n_spectra, n_columns) weights of the columns' autocorrelations.
+            factor: as for :meth:`add`.
+        """
+        self.committees.append((run.name, {"committee": (run.metadata.get("committee"), len(columns))}))
+        require_same_committee(*self.committees)
+        pairs = [(c, c) for c in range(columns.shape[2])]
+        correlations = np.concatenate([self.correlate(run, member, pairs) @ powers.T for member in columns], axis=1)
+        spectra = _transform(correlations, run.timestep, self.settings, run.origin == "differences")[1]
+        self.member_sums = self.member_sums + run.n_frames * factor * spectra.reshape(len(columns), len(powers), -1)
+
+    def members(self) -> Array | None:
+        """Return the members' spectra, (n_members, n_spectra, n), mean over the runs; None if no run has any."""
+        if not self.committees:
+            return None
+        if len(self.committees) < len(self.names):
+            lacking = next(name for name in self.names if name not in dict(self.committees))
+            raise SpectrumError(
+                f"{self.committees[0][0]} has members of a committee and {lacking} has none; predict all runs with "
+                "the same number of members"
+            )
+        return np.asarray(self.member_sums / sum(self.n_frames))
 
     def stacked(self) -> tuple[Array, Array, Array, Array | None]:
         if self.wavenumber is None:

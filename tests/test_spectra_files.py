@@ -11,7 +11,14 @@ import pytest
 from ase.data import atomic_masses
 
 from mimyria_wf.correlation import group_correlations
-from mimyria_wf.derivatives import PAIRS, RelatedSums, derivative_series, read_derivatives, write_derivatives
+from mimyria_wf.derivatives import (
+    PAIRS,
+    Members,
+    RelatedSums,
+    derivative_series,
+    read_derivatives,
+    write_derivatives,
+)
 from mimyria_wf.errors import SpectrumError, TrajectoryError
 from mimyria_wf.exchange import read_jcamp
 from mimyria_wf.intensity import RamanForm
@@ -101,6 +108,82 @@ def test_a_folder_of_spectra(tmp_path):
     )
     assert list(read_table(out / "lineshapes.csv"))[1:] == list(LINESHAPE_NAMES)
     assert np.isfinite(read_table(out / "lineshapes_weighted.csv")["xxxx"]).all()
+
+
+def with_members(paths, scale=0.1, n_members=40, note=None):
+    """Add to runs of :func:`write_runs` members whose tensors are off by one random factor a member."""
+    factors = 1 + scale * np.random.default_rng(7).normal(size=n_members)
+    factors += 1 - factors.mean()
+    for path in paths:
+        series = read_derivatives(path)
+        members = Members(
+            factors[:, None, None] * series.total_dipole_derivative,
+            factors[:, None, None] * series.total_polarizability_derivative,
+        )
+        metadata = {"committee": {"n_members": n_members, "seed": 0, "models": note or {}}}
+        write_derivatives(path, replace(series, members=members, metadata=metadata))
+    return factors
+
+
+def test_members_give_model_errors(tmp_path):
+    """A member that is off by a factor f has f^2 times the spectrum: errors and distances are known."""
+    paths = write_runs(tmp_path / "runs")
+    bare = spectra_files(paths, tmp_path / "bare", settings=QUICK)
+    factors = with_members(paths)
+    np.testing.assert_allclose(
+        read_derivatives(paths[0]).members.dipole[5],
+        factors[5] * read_derivatives(paths[0]).total_dipole_derivative,
+        rtol=1e-6,  # single precision
+        atol=1e-9,
+    )
+    summary = spectra_files(paths, tmp_path / "out", settings=QUICK)
+    out, relative = tmp_path / "out", np.sqrt(((factors**2 - 1) ** 2).mean())
+    distance = (np.abs(factors**2 - 1) / (factors**2 + 1)).mean()
+    for name, kinds in (
+        ("ir", ["n_alpha"]),
+        ("raman", ["iso", "aniso", "vv", "vh"]),
+        ("raman_weighted", ["iso", "vh"]),
+    ):
+        with_them, without = (read_table(folder / f"{name}.csv") for folder in (out, tmp_path / "bare"))
+        assert list(with_them)[: len(without)] == list(without)  # columns are added, none is changed
+        assert all(np.array_equal(with_them[key], without[key], equal_nan=True) for key in without)
+        for kind in kinds:
+            prefix = "" if kind == "n_alpha" else f"{kind}_"
+            strong = with_them[kind] > 1e-3 * np.nanmax(with_them[kind])
+            model = with_them[f"{prefix}model_error"]
+            np.testing.assert_allclose(model[strong], relative * with_them[kind][strong], rtol=2e-5)
+            total = np.hypot(model, with_them[f"{prefix}error"])
+            np.testing.assert_allclose(with_them[f"{prefix}total_error"], total, rtol=1e-8)
+    record = summary["model_error"]
+    assert record["n_members"] == 40
+    assert set(record["distances"]) == {"ir", "raman_vv", "raman_vh", "raman_iso"}
+    for found in record["distances"].values():
+        assert found["distance"] == pytest.approx(distance, rel=1e-3)
+        assert found["lower"] < found["distance"] < found["upper"]
+    assert "model_error" not in bare
+    assert json.loads((out / "summary.json").read_text())["model_error"] == record
+    stored = read_store(out)
+    assert stored.ir.members.shape[0] == len(stored.raman.members) == 40
+    np.testing.assert_allclose(stored.ir.model_error, read_table(out / "ir.csv")["model_error"], rtol=1e-6)
+    assert read_store(tmp_path / "bare").ir.members is None
+    assert (out / "ir.png").read_bytes() != (tmp_path / "bare" / "ir.png").read_bytes()
+
+
+def test_a_calibration_that_flatters_is_noted(tmp_path):
+    paths = write_runs(tmp_path / "runs", n_runs=2)
+    with_members(paths, note={"apt": {"calibration": {"trunk_saw_held_out": True}}})
+    notes = spectra_files(paths, tmp_path / "out", settings=QUICK, draws=False)["notes"]
+    assert sum("lower bound: the apt model was calibrated on labels that it was trained on" in n for n in notes) == 1
+
+
+def test_runs_of_different_committees_are_refused(tmp_path):
+    paths = write_runs(tmp_path / "runs", n_runs=2)
+    with_members(paths[:1])
+    with pytest.raises(SpectrumError, match="nve-000 has members of a committee and nve-001 has none"):
+        spectra_files(paths, tmp_path / "out", settings=QUICK, draws=False)
+    with_members(paths[1:], n_members=30)
+    with pytest.raises(SpectrumError, match="nve-000 and nve-001 were predicted with different committees"):
+        spectra_files(paths, tmp_path / "out", settings=QUICK, draws=False)
 
 
 def test_extxyz_with_velocities_and_tensors_gives_the_same_spectra(tmp_path):
