@@ -208,6 +208,10 @@ def _timestep_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timestep-fs", type=float, help="between frames, where the files do not say it")
 
 
+def _device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default cpu)")
+
+
 def _range_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lower", type=float, default=0.0, help="[cm^-1]")
     parser.add_argument("--upper", type=float, default=4000.0, help="[cm^-1]")
@@ -517,7 +521,13 @@ def _by_species(result: dict[str, Any]) -> dict[str, Any]:
 
 def _configure_predict(parser: argparse.ArgumentParser) -> None:
     _network_arguments(parser)
-    parser.add_argument("--stride", type=int, default=1, help="frames between predicted tensors; splined in between")
+    parser.add_argument(
+        "--stride",
+        type=_stride,
+        default="auto",
+        help="frames between predicted tensors, splined in between; auto (default): the largest of 1, 2, 4, 8, 16 that "
+        "changes no spectrum of a short stretch by more than --stride-tolerance",
+    )
     parser.add_argument(
         "--groups",
         default="all",
@@ -527,6 +537,7 @@ def _configure_predict(parser: argparse.ArgumentParser) -> None:
         "--max-lag-fs", type=float, help="longest correlation time of relations (default 2000): the longest window"
     )
     parser.add_argument("--tensors", type=Path, help="also write every tensor to this extxyz file")
+    parser.add_argument("--no-restart", action="store_true", help="do not go on with what an earlier call has left")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder (one file a trajectory)")
 
 
@@ -539,8 +550,12 @@ def _network_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="of `train`, an APT or a PGT model; give both by repeating it",
     )
-    parser.add_argument("--batch-size", type=int, help="frames in one evaluation")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument(
+        "--stride-tolerance", type=float, default=1e-3, help="largest spectral distance to stride 1 (default 1e-3)"
+    )
+    parser.add_argument("--batch-size", type=int, help="frames in one evaluation (default: by the number of atoms)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU cores, each with frames of its own (default 1)")
+    _device_argument(parser)
     parser.add_argument("--keep-sum-rules", action="store_true", help="do not project onto the acoustic sum rules")
     parser.add_argument("--volume", type=float, help="nominal volume of a cluster [A^3]")
     parser.add_argument("--charge", type=int, help="total charge, if the file does not say it")
@@ -558,14 +573,17 @@ def _predict(chosen: argparse.Namespace) -> dict[str, Any]:
         groups=_groups(chosen.groups),
         **({} if chosen.max_lag_fs is None else {"max_lag": chosen.max_lag_fs}),
         tensors=chosen.tensors,
+        restart=not chosen.no_restart,
         **_network_settings(chosen),
     )
 
 
 def _network_settings(chosen: argparse.Namespace) -> dict[str, Any]:
     return {
+        "stride_tolerance": chosen.stride_tolerance,
         "batch_size": chosen.batch_size,
         "threads": chosen.threads,
+        "device": chosen.device,
         "projects_sum_rules": not chosen.keep_sum_rules,
         "volume": chosen.volume,
         "charge": chosen.charge,
@@ -860,6 +878,13 @@ def _join(chosen: argparse.Namespace) -> dict[str, Any]:
     from mimyria_wf.derivatives import join_derivative_files
 
     return join_derivative_files(chosen.files, chosen.output)
+
+
+def _stride(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected auto or a number of frames, got {text!r}") from None
 
 
 def _picture(text: str) -> Path:

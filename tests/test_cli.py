@@ -122,6 +122,8 @@ def test_the_verbs_of_the_design_are_there() -> None:
         ("label A.extxyz --clusters --charges SO4 -o out.extxyz", "SO4=-2"),
         ("spectra a.h5 --temperature cold -o out", "cold"),
         ("compare a b --plot overlay.txt", ".png, .pdf or .svg"),
+        ("predict a.h5 --model m.pt --stride often -o out", "auto or a number of frames"),
+        ("predict a.h5 --model m.pt --device tpu -o out", "tpu"),
         ("frobnicate", "frobnicate"),
         ("", "VERB"),
     ],
@@ -302,6 +304,19 @@ def test_predict_spectra_compare(folder: Path, tmp_path: Path, cli: Cli) -> None
     distances = cli("compare", tmp_path / "DIR", tmp_path / "COLUMNS")["spectra"]
     assert set(distances) >= {"ir"}
     assert max(entry["distance"] for entry in distances.values() if entry["distance"] is not None) < 1e-3
+
+
+def test_predict_goes_on_and_chooses_the_stride(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    arguments = predict(folder, tmp_path, "--volume", 30, "--stride", "auto", "--stride-tolerance", 0.5, "--threads", 2)
+    first = cli(*arguments)
+    assert first["stride_check"]["tolerance"] == 0.5
+    assert "too few frames" in first["stride_check"]["reason"]  # 60 fs a run
+    assert [one["stride"] for one in first["files"]] == [1, 1]
+    assert all("kept" in one["restart"] for one in cli(*arguments)["files"])
+    assert all("restart" not in one for one in cli(*arguments, "--no-restart")["files"])
+    coarse = cli(*predict(folder, tmp_path / "coarse", "--volume", 30, "--stride", 4, "--device", "cpu"))
+    assert "stride_check" not in coarse
+    assert [one["stride"] for one in coarse["files"]] == [4, 4]
 
 
 def test_groups_and_relations_become_parts(folder: Path, tmp_path: Path, cli: Cli) -> None:
@@ -564,6 +579,11 @@ BAD_INPUT = {
     "two models of one target": (
         "predict --model {f}/apt_model --model {f}/apt_model {f}/nve-000.h5 -o {t}/out",
         "two models",
+    ),
+    "a stride of nothing": ("predict --model {f}/apt_model {f}/nve-000.h5 --stride 0 -o {t}/out", "stride"),
+    "a tolerance of nothing": (
+        "predict --model {f}/apt_model {f}/nve-000.h5 --stride-tolerance 0 -o {t}/out",
+        "tolerance",
     ),
     "species the model never saw": ("predict --model {f}/apt_model {t}/argon.extxyz --timestep-fs 1 -o {t}/out", "Ar"),
     "no velocities": ("predict --model {f}/apt_model {f}/A.extxyz --timestep-fs 1 -o {t}/out", "velocities"),
