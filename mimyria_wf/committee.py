@@ -334,7 +334,9 @@ def snapshot_grams(network: LinearReadout, graph: Graph) -> list[torch.Tensor]:
 
 
 def fit_posterior(
-    network: LinearReadout, labels: Sequence[LabelledSnapshot], held_out: Sequence[LabelledSnapshot] = ()
+    network: LinearReadout,
+    labels: Sequence[LabelledSnapshot],
+    held_out: Sequence[LabelledSnapshot] = (),
 ) -> Posterior:
     """Return the posterior of the last layer of a trained network.
 
@@ -360,16 +362,7 @@ def fit_posterior(
         raise LabelError("a posterior needs the training labels, got none")
     n_species, n_blocks = len(network.species), len(blocks(network.target))
     folds = [np.zeros(len(s.atoms), dtype=int) for s in labels] if held_out else _folds(labels)
-    n_folds = max(int(fold.max()) for fold in folds) + 1
-    widths = [weights.shape[1] for weights in network.readout]
-    grams = [np.zeros((n_species, n_folds, width, width)) for width in widths]
-    moments = [np.zeros((n_species, n_folds, width)) for width in widths]
-    n_atoms = np.zeros(n_species, dtype=int)
-    for snapshot, fold in zip(labels, folds):
-        for z, b, k, features, reference in _observations(network, snapshot, fold):
-            grams[b][z, k] += features.T @ features
-            moments[b][z, k] += features.T @ reference
-            n_atoms[z] += (b == 0) * len(reference) // (2 * blocks(network.target)[0].l + 1)
+    grams, moments, n_atoms = _normal_equations(network, labels, folds)
     totals = [gram.sum(axis=1) for gram in grams]
     judges: dict[tuple[int, int, int], _Judge] = {}
     sums = np.zeros((n_species, n_blocks, 3, len(RIDGES)))
@@ -389,20 +382,66 @@ def fit_posterior(
     squares, counts = squares[..., best], counts[..., best]
     pooled = squares.sum(axis=0) / counts.sum(axis=0)
     alphas = np.sqrt((squares + _PRIOR_OBSERVATIONS * pooled) / (counts + _PRIOR_OBSERVATIONS))
-    eigenvalues = [[_mean_eigenvalue(totals[b][z]) for b in range(n_blocks)] for z in range(n_species)]
     return Posterior(
         grams=tuple(torch.from_numpy(total) for total in totals),
-        ridges=RIDGES[best] * torch.tensor(eigenvalues, dtype=torch.float64),
+        ridges=RIDGES[best] * _mean_eigenvalues(totals),
         alphas=torch.from_numpy(alphas),
         n_atoms=torch.from_numpy(n_atoms),
         calibration={
-            "method": "held-out labels" if held_out else f"{n_folds} folds of the last layer",
+            "method": "held-out labels" if held_out else f"{grams[0].shape[1]} folds of the last layer",
             "trunk_saw_held_out": not held_out,
             "n_training": len(labels),
             "n_held_out": len(held_out) if held_out else len(labels),
             "ridge": RIDGES[best],
         },
     )
+
+
+def transferred_posterior(
+    network: LinearReadout, labels: Sequence[LabelledSnapshot], other: LinearReadout, calibration: Mapping[str, Any]
+) -> Posterior:
+    """Return the posterior of a network with the alphas and the ratio of zeta^2 of another one.
+
+    The other one has the same architecture and recipe but was trained on part of the labels only, so that the rest
+    could calibrate it. alpha hardly depends on the number of labels, which G accounts for.
+
+    Args:
+        network: trained on all labels.
+        labels: all of them.
+        other: with its posterior.
+        calibration: record to keep.
+    """
+    source = require_posterior(other)
+    grams, _, n_atoms = _normal_equations(network, labels, [np.zeros(len(s.atoms), dtype=int) for s in labels])
+    totals = [gram[:, 0] for gram in grams]
+    rows = [
+        source.alphas[other.species.index(z)] if z in other.species else source.alphas.max(dim=0).values
+        for z in network.species
+    ]
+    return Posterior(
+        grams=tuple(torch.from_numpy(total) for total in totals),
+        ridges=source.calibration["ridge"] * _mean_eigenvalues(totals),
+        alphas=torch.stack(rows),
+        n_atoms=torch.from_numpy(n_atoms),
+        calibration={**source.calibration, **calibration, "n_training": len(labels)},
+    )
+
+
+def _normal_equations(
+    network: LinearReadout, labels: Sequence[LabelledSnapshot], folds: Sequence[Array]
+) -> tuple[list[Array], list[Array], Array]:
+    """Return G (n_species, n_folds, n_features, n_features), sum f y, by block, and the number of atoms by species."""
+    n_species, n_folds = len(network.species), max(int(fold.max()) for fold in folds) + 1
+    widths = [weights.shape[1] for weights in network.readout]
+    grams = [np.zeros((n_species, n_folds, width, width)) for width in widths]
+    moments = [np.zeros((n_species, n_folds, width)) for width in widths]
+    n_atoms = np.zeros(n_species, dtype=int)
+    for snapshot, fold in zip(labels, folds):
+        n_atoms += np.array([(snapshot.atoms.numbers == z).sum() for z in network.species])
+        for z, b, k, features, reference in _observations(network, snapshot, fold):
+            grams[b][z, k] += features.T @ features
+            moments[b][z, k] += features.T @ reference
+    return grams, moments, n_atoms
 
 
 class _Judge:
@@ -435,6 +474,11 @@ class _Judge:
 
 def _mean_eigenvalue(gram: Array) -> float:
     return float(np.trace(gram)) / len(gram) or 1.0
+
+
+def _mean_eigenvalues(grams: Sequence[Array]) -> torch.Tensor:
+    """Return (n_species, n_blocks)."""
+    return torch.tensor([[_mean_eigenvalue(gram) for gram in rows] for rows in zip(*grams)], dtype=torch.float64)
 
 
 def _observations(

@@ -9,6 +9,7 @@ import torch
 from ase.data import chemical_symbols
 
 from mimyria_wf import __version__
+from mimyria_wf.committee import Posterior
 from mimyria_wf.density_network import DensityNetwork
 from mimyria_wf.errors import ModelError
 from mimyria_wf.message_passing import MessagePassingNetwork
@@ -78,6 +79,8 @@ def save_model(network: ResponseNetwork, path: str | os.PathLike[str]) -> None:
         "metadata": network.metadata,
         "state": network.state_dict(),
     }
+    if network.posterior is not None:
+        content["posterior"] = network.posterior.to_plain()
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(destination.name + ".partial")
     torch.save(content, partial)
@@ -118,4 +121,6 @@ def load_model(path: str | os.PathLike[str], target: str | None = None) -> Respo
         metadata=content["metadata"],
     )
     network.load_state_dict(content["state"])
+    if "posterior" in content:
+        network.posterior = Posterior.from_plain(content["posterior"])
     return network.eval()

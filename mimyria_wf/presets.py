@@ -173,6 +173,9 @@ class TrainingSettings:
         validation_fraction: share of the training trajectories set aside to choose the best weights; 0 sets none aside.
         stopping_patience: the training ends when the validation loss has not improved for so many records, which are
             epochs (``plateau``) or twentieths of the steps (``cosine``); 0 goes on to the last step.
+        calibration_fraction: share of the snapshots left out of a second training, of the same recipe, that only
+            calibrates the uncertainties of the first (:mod:`mimyria_wf.committee`). 0: none; validation snapshots
+            calibrate them if there are any, and without either they are too small.
         balances_species: each species weighs the same in the loss, however few its atoms.
         block_weights: relative weights of the irreducible blocks in the loss; empty for equal weights.
         projects_sum_rules: subtract the acoustic-sum-rule residual from the prediction inside the loss.
@@ -197,6 +200,7 @@ class TrainingSettings:
     gradient_clip: float = 0.0
     validation_fraction: float = 0.0
     stopping_patience: int = 0
+    calibration_fraction: float = 0.0
     balances_species: bool = True
     block_weights: tuple[float, ...] = ()
     projects_sum_rules: bool = False
@@ -216,7 +220,7 @@ class TrainingSettings:
             raise ModelError(f"schedule must be 'cosine' or 'plateau', got {self.schedule!r}")
         if not self.learning_rate > 0:
             raise ModelError(f"learning_rate must be positive, got {self.learning_rate}")
-        for name in ("ema_decay", "validation_fraction"):
+        for name in ("ema_decay", "validation_fraction", "calibration_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ModelError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if not isinstance(self.stopping_patience, int) or self.stopping_patience < 0:

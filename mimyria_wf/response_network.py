@@ -8,6 +8,7 @@ import e3nn
 import torch
 from ase import Atoms
 
+from mimyria_wf.committee import Posterior
 from mimyria_wf.graphs import Graph, graph_of
 from mimyria_wf.irreps import blocks, from_irreps, target_irreps
 from mimyria_wf.presets import NetworkSettings
@@ -43,8 +44,10 @@ class ResponseNetwork(torch.nn.Module):
         species: atomic numbers in increasing order.
         n_neighbours: mean number of neighbours in the training data, which normalises the sums over neighbours.
         metadata: JSON-able facts about the training.
+        posterior: of the last layer, where the network has one that is linear and was trained with this version.
     """
 
+    posterior: Posterior | None = None
     mean: torch.Tensor
     scale: torch.Tensor
 

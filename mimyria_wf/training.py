@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from ase.data import chemical_symbols
 
+from mimyria_wf.committee import Posterior, fit_posterior, has_linear_readout, reliability, transferred_posterior
 from mimyria_wf.errors import LabelError, ModelError
 from mimyria_wf.graphs import Graph, graph_of, join
 from mimyria_wf.irreps import blocks, from_irreps, to_irreps
@@ -146,9 +147,60 @@ def train(
     network_settings, settings = network_settings or preset_network, settings or preset_training
     _check_labels(target, train_labels, test_labels)
     with torch_threads(settings.threads):
-        return _Trainer(target, train_labels, network_settings, settings, initial_model, metadata).run(
+        result = _Trainer(target, train_labels, network_settings, settings, initial_model, metadata).run(
             test_labels, Path(checkpoint) if checkpoint is not None else None, progress
         )
+        if has_linear_readout(result.network):
+            network: Any = result.network
+            network.posterior = _posterior(network, train_labels, settings, initial_model, progress)
+            result.report["uncertainty"] = {"calibration": dict(network.posterior.calibration)}
+            if test_labels:
+                result.report["uncertainty"] = reliability(network, test_labels).to_dict()
+        return result
+
+
+def _posterior(
+    network: Any,
+    labels: Sequence[LabelledSnapshot],
+    settings: TrainingSettings,
+    initial_model: ResponseNetwork | None,
+    progress: Progress | None,
+) -> Posterior:
+    """Return the posterior of the last layer, calibrated by labels that the trunk has not seen, if there are any."""
+    trajectories = [trajectory_of(s) for s in labels]
+    training, validation = validation_split(trajectories, settings.validation_fraction, settings.seed)
+    fitted = [labels[i] for i in training]
+    if validation:
+        return fit_posterior(network, fitted, [labels[i] for i in validation])
+    aside = calibration_split(labels, settings.calibration_fraction, settings.seed)
+    if not aside:
+        return fit_posterior(network, fitted)
+    # a model of the same level of theory may have seen what is set aside, in an earlier iteration
+    is_innocent = network.metadata["level_of_initial_model"] not in (None, network.metadata["level_of_theory"])
+    rest = [s for i, s in enumerate(labels) if i not in aside]
+    second = replace(settings, calibration_fraction=0.0, threads=torch.get_num_threads())
+    start = initial_model if is_innocent else None
+    trainer = _Trainer(network.target, rest, network.settings, second, start, None)
+    other: Any = trainer.run((), None, progress).network
+    other.posterior = fit_posterior(other, rest, [labels[i] for i in aside])
+    return transferred_posterior(network, labels, other, {"method": f"second training without {len(aside)} snapshots"})
+
+
+def calibration_split(labels: Sequence[LabelledSnapshot], fraction: float, seed: int) -> list[int]:
+    """Return the snapshots that are left out of a second training, as :func:`validation_split` would choose them.
+
+    Of fewer than ten snapshots the last ones. A snapshot with a species that the others lack is not left out.
+    """
+    n = len(labels)
+    if fraction == 0 or n < 2:
+        return []
+    _, aside = validation_split([trajectory_of(s) for s in labels], fraction, seed)
+    aside = aside or list(range(n - min(math.ceil(fraction * n), n - 1), n))
+    for i in list(aside):
+        others = {int(z) for k, s in enumerate(labels) if k not in aside for z in s.atoms.numbers}
+        if not {int(z) for z in labels[i].atoms.numbers} <= others:
+            aside.remove(i)
+    return aside
 
 
 def evaluate(

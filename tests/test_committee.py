@@ -1,5 +1,6 @@
 """Committees of last layers: what members are, and whether their uncertainties are those of the errors."""
 
+import json
 from collections.abc import Sequence
 
 import ase
@@ -25,10 +26,11 @@ from mimyria_wf.errors import LabelError, ModelError
 from mimyria_wf.graphs import Graph, join
 from mimyria_wf.irreps import blocks, from_irreps
 from mimyria_wf.labels import LabelledSnapshot
-from mimyria_wf.network import build_network
-from mimyria_wf.presets import MessagePassingSettings
+from mimyria_wf.network import build_network, load_model, save_model
+from mimyria_wf.presets import DensitySettings, MessagePassingSettings, TrainingSettings
 from mimyria_wf.response import project_apt, project_pgt
 from mimyria_wf.response_network import ResponseNetwork, construction
+from mimyria_wf.training import TrainingResult, calibration_split, train
 
 N_FEATURES = 8
 
@@ -286,3 +288,63 @@ def test_what_has_no_committee_is_refused(trained):
         Committee(trained, 1)
     with pytest.raises(LabelError, match="needs the training labels, got none"):
         fit_posterior(trained, [])
+
+
+def density_network(labels: Sequence[LabelledSnapshot], **changes: object) -> TrainingResult:
+    """Train a small density network for a moment."""
+    settings = DensitySettings(
+        l_max=2, n_channels=4, n_radial=4, n_bond=3, cutoff=5.0, n_message_channels=4, n_hidden=8
+    )
+    recipe = TrainingSettings(n_steps=120, learning_rate=2e-2, optimizer="adamw", **changes)  # type: ignore[arg-type]
+    return train("apt", labels[:12], labels[12:], settings, recipe)
+
+
+@pytest.fixture(scope="module")
+def density_labels() -> list[LabelledSnapshot]:
+    network = fixed_network()
+    labels = [*labelled(network, 12, seed=1), *labelled(network, 12, seed=2)]
+    for k, snapshot in enumerate(labels):
+        snapshot.atoms.info["snapshot"] = f"nve-{k // 3}/{k}"
+    return labels
+
+
+@pytest.mark.slow
+def test_a_second_training_calibrates_the_first(density_labels, tmp_path):
+    """The prediction is that of all labels; only a trunk that has not seen the labels says how good it is."""
+    bare = density_network(density_labels)
+    calibrated = density_network(density_labels, calibration_fraction=0.25)
+    state = bare.network.state_dict()
+    assert all(torch.equal(values, state[name]) for name, values in calibrated.network.state_dict().items())
+    flattered, honest = bare.report["uncertainty"], calibrated.report["uncertainty"]
+    assert flattered["calibration"]["trunk_saw_held_out"]
+    assert not honest["calibration"]["trunk_saw_held_out"]
+    assert honest["calibration"]["method"] == "second training without 3 snapshots"
+    assert flattered["rms_ratio"] > 1.5 * honest["rms_ratio"]
+    assert 0.5 < honest["rms_ratio"] < 2  # of three snapshots
+    json.dumps(calibrated.report, allow_nan=False)
+    save_model(calibrated.network, tmp_path / "model.pt")
+    graph = calibrated.network.graph(density_labels[0].atoms)
+    read = load_model(tmp_path / "model.pt")
+    torch.testing.assert_close(member_components(read, graph, 3), member_components(calibrated.network, graph, 3))
+    assert read.posterior.calibration == calibrated.network.posterior.calibration
+
+
+@pytest.mark.slow
+def test_validation_labels_calibrate_for_nothing(density_labels):
+    report = density_network(density_labels, validation_fraction=0.25).report
+    assert report["uncertainty"]["calibration"]["method"] == "held-out labels"
+    assert report["uncertainty"]["calibration"]["n_held_out"] == report["n_validation"] == 3
+
+
+def test_what_a_second_training_leaves_out():
+    network = fixed_network()
+    labels = labelled(network, 12, seed=1)
+    assert calibration_split(labels, 0.0, 0) == []
+    assert calibration_split(labels[:1], 0.3, 0) == []
+    assert calibration_split(labels[:2], 0.9, 0) == [1]
+    aside = calibration_split(labels, 0.2, 0)
+    assert len({k // 3 for k in aside}) == 1  # a whole trajectory of three
+    assert len(aside) == 3
+    for k in aside[:2]:
+        labels[k].atoms.numbers[0] = 16  # in no other snapshot: one of them must be fitted
+    assert calibration_split(labels, 0.2, 0) == aside[1:]
