@@ -27,10 +27,11 @@ import torch
 from ase.data import chemical_symbols
 
 from mimyria_wf import __version__
-from mimyria_wf.derivatives import DerivativeWriter, read_derivatives
+from mimyria_wf.committee import Committee, require_posterior
+from mimyria_wf.derivatives import PAIRS, DerivativeWriter, read_derivatives
 from mimyria_wf.errors import MimyriaError, ModelError
 from mimyria_wf.frames import Trajectory, TrajectoryReader
-from mimyria_wf.graphs import graphs_of_frames, join, species_index
+from mimyria_wf.graphs import Graph, graphs_of_frames, join, species_index
 from mimyria_wf.groups import Follower, ResolvedGroups, groups_of, n_lags
 from mimyria_wf.irreps import from_irreps, tensor_shape
 from mimyria_wf.labels import LabelledSnapshot, labelled_atoms, total_charge
@@ -43,6 +44,7 @@ from mimyria_wf.stride import (
     StreamedSpline,
     StrideCheck,
     check_strides,
+    contract_members,
     first_knot,
     knots_of,
     segment_length,
@@ -51,6 +53,7 @@ from mimyria_wf.stride import (
 )
 from mimyria_wf.training import Progress, torch_threads
 from mimyria_wf.trajectory import check_velocities, open_trajectory
+from mimyria_wf.units import BOHR
 
 Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
@@ -60,6 +63,7 @@ Result = TypeVar("Result")
 _NODES_AT_ONCE = {"cpu": 1200, "cuda": 50_000}
 """Atoms in one evaluation: on a CPU what stays in its cache, on a GPU what fills it."""
 _NODES_A_CHUNK = 12_000
+_MEMBER_SEED = 0
 CHECKPOINT_INTERVAL = 30.0
 """Seconds between the states from which an interrupted prediction goes on."""
 
@@ -117,6 +121,7 @@ def predict_derivatives(
     metadata: Mapping[str, Any] | None = None,
     threads: int = 1,
     device: Device = "cpu",
+    members: int = 0,
     restart: bool = False,
     checkpoint_interval: float = CHECKPOINT_INTERVAL,
     progress: Progress | None = None,
@@ -146,6 +151,7 @@ def predict_derivatives(
         metadata: JSON-able facts for the file.
         threads: chunks of frames that are worked on side by side, each on one core.
         device: where the networks are evaluated.
+        members: of a committee (:mod:`mimyria_wf.committee`), whose derivatives are written beside the prediction.
         restart: go on with what an interrupted call with the same inputs left, or with its result if it is complete.
         checkpoint_interval: with restart, seconds between the states from which a later call can go on.
         progress: called with (frames done, n_frames, message).
@@ -160,7 +166,7 @@ def predict_derivatives(
     """
     _check_models(models, reader)
     reader.require_velocities()
-    _check_settings(stride, stride_tolerance, threads, device)
+    _check_settings(stride, stride_tolerance, threads, device, members)
     grouping: Array | Follower | None
     if isinstance(groups, ResolvedGroups):
         grouping, names = groups.follower(reader, n_lags(reader, max_lag)), groups.names
@@ -172,11 +178,12 @@ def predict_derivatives(
         volume = float(abs(np.linalg.det(reader.cell)))
     elif volume is None and "volume" in reader.metadata:
         volume = float(reader.metadata["volume"])
-    predictor = _Predictor(models, reader, projects_sum_rules, charge, batch_size, device)
     check = None
     if stride == "auto":
-        check = _check_stride(predictor, reader, stride_tolerance, reader.n_frames, threads)
+        alone = _Predictor(models, reader, projects_sum_rules, charge, batch_size, device)
+        check = _check_stride(alone, reader, stride_tolerance, reader.n_frames, threads)
         stride = check.chosen
+    predictor = _Predictor(models, reader, projects_sum_rules, charge, batch_size, device, members)
     facts = {
         "source": "prediction",
         "stride": stride,
@@ -184,6 +191,7 @@ def predict_derivatives(
         "sum_rules_projected": projects_sum_rules,
         "charge": charge,
         "models": {t: _model_facts(m) for t, m in models.items()},
+        **({"committee": _committee_facts(models, members)} if members else {}),
         **({"groups": groups.metadata()} if isinstance(groups, ResolvedGroups) else {}),
         **dict(metadata or {}),
     }
@@ -221,11 +229,19 @@ def predict_derivatives(
             if chunk.index >= totals.n_chunks:  # chunks before a restart are predicted again, for the spline alone
                 totals.add(chunk)
                 written.append(_snapshots(chunk, reader, stride, predictor))
-            ready = spline.add(chunk.start, chunk.positions, chunk.velocities, chunk.knots, chunk.tensors)
+            ready = spline.add(
+                chunk.start, chunk.positions, chunk.velocities, chunk.knots, chunk.tensors, chunk.members
+            )
             if ready is None:
                 continue
             found = unflattened(ready.tensors, predictor.shapes)
-            writer.append(ready.velocities, ready.positions, apt=found["apt"], pgt=found["pgt"])
+            writer.append(
+                ready.velocities,
+                ready.positions,
+                apt=found["apt"],
+                pgt=found["pgt"],
+                members=predictor.by_member(contract_members(ready)) if members else None,
+            )
             if restart and time.monotonic() - saved > checkpoint_interval and writer.n_frames < reader.n_frames:
                 totals.tensors_size = written.size()
                 writer.checkpoint(totals)
@@ -255,6 +271,7 @@ def predict_files(
     tensors: PathLike | None = None,
     threads: int = 1,
     device: Device = "cpu",
+    members: int = 0,
     restart: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -279,6 +296,7 @@ def predict_files(
         tensors: see :func:`predict_derivatives`; for several trajectories each name gets ``-<trajectory>``.
         threads: see :func:`predict_derivatives`.
         device: see :func:`predict_derivatives`.
+        members: see :func:`predict_derivatives`.
         restart: see :func:`predict_derivatives`.
         progress: called with (frames done, frames of all trajectories, message).
 
@@ -286,24 +304,12 @@ def predict_files(
         ``{"targets": [...], "files": [summary of predict_derivatives, ...], "stride_check": ..., "notes": [...]}``;
         the check (:meth:`mimyria_wf.stride.StrideCheck.to_dict`) is that of the first trajectory.
     """
-    networks: dict[str, ResponseNetwork] = {}
-    for path in models:
-        network = load_model(path)
-        if network.target in networks:
-            raise ModelError(f"two models for {network.target}; give one for each target")
-        networks[network.target] = network
-    if not trajectories:
-        raise ModelError("no trajectories to predict; give at least one")
-    _check_settings(stride, stride_tolerance, threads, device)
-    readers = [open_trajectory(path, timestep=timestep, cell=cell) for path in trajectories]
-    for reader in readers:  # every mistake that shows in a header shows before the first long prediction
-        _check_models(networks, reader)
-        check_velocities(reader)
+    _check_settings(stride, stride_tolerance, threads, device, members)
+    networks, readers = _opened(models, trajectories, timestep, cell)
+    if members:
+        _committee_facts(networks, members)
     resolved = groups_of(groups, readers)
-    # by file, not by the name inside: runs of two campaigns are all called nve-000
-    names = _unique([Path(path).stem for path in trajectories])
-    for reader, name in zip(readers, names):
-        reader.name = name
+    names = [reader.name for reader in readers]
     is_file = Path(out).suffix in (".h5", ".hdf5")
     if is_file and len(readers) > 1:
         raise ModelError(f"{out} names one file, but there are {len(readers)} trajectories; give a folder")
@@ -326,9 +332,10 @@ def predict_files(
         if step == "auto":
             key = _kind(reader)
             if key not in checks:
-                alike = sum(r.n_frames for r in readers if _kind(r) == key)
                 predictor = _Predictor(networks, reader, projects_sum_rules, charge, batch_size, device)
-                checks[key] = _check_stride(predictor, reader, stride_tolerance, alike, threads, progress)
+                checks[key] = _check_stride(
+                    predictor, reader, stride_tolerance, _n_alike(reader, readers), threads, progress
+                )
                 if checks[key].reason:
                     notes.append(f"stride 1 for {name} and its like: {checks[key].reason}")
             step = checks[key].chosen
@@ -350,6 +357,7 @@ def predict_files(
                 metadata=facts,
                 threads=threads,
                 device=device,
+                members=members,
                 restart=restart,
                 progress=_shifted(progress, before, total),
             )
@@ -365,6 +373,55 @@ def predict_files(
         **({"stride_check": next(iter(checks.values())).to_dict()} if checks else {}),
         **({"notes": notes} if notes else {}),
     }
+
+
+def check_stride_files(
+    models: Sequence[PathLike],
+    trajectories: Sequence[PathLike],
+    *,
+    stride_tolerance: float = 1e-3,
+    projects_sum_rules: bool = True,
+    batch_size: int | None = None,
+    charge: float | None = None,
+    timestep: float | None = None,
+    cell: Any = None,
+    threads: int = 1,
+    device: Device = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Choose the stride for trajectories as :func:`predict_files` does, without predicting them.
+
+    Returns:
+        :meth:`mimyria_wf.stride.StrideCheck.to_dict`, and ``trajectory``, the name of the one that was looked at.
+    """
+    _check_settings("auto", stride_tolerance, threads, device)
+    networks, readers = _opened(models, trajectories, timestep, cell)
+    first = readers[0]
+    predictor = _Predictor(networks, first, projects_sum_rules, charge, batch_size, device)
+    check = _check_stride(predictor, first, stride_tolerance, _n_alike(first, readers), threads, progress)
+    return check.to_dict() | {"trajectory": first.name}
+
+
+def _opened(
+    models: Sequence[PathLike], trajectories: Sequence[PathLike], timestep: float | None, cell: Any
+) -> tuple[dict[str, ResponseNetwork], list[TrajectoryReader]]:
+    """Return networks by target and trajectories under different names, checked against each other."""
+    networks: dict[str, ResponseNetwork] = {}
+    for path in models:
+        network = load_model(path)
+        if network.target in networks:
+            raise ModelError(f"two models for {network.target}; give one for each target")
+        networks[network.target] = network
+    if not trajectories:
+        raise ModelError("no trajectories to predict; give at least one")
+    readers = [open_trajectory(path, timestep=timestep, cell=cell) for path in trajectories]
+    for reader in readers:  # every mistake that shows in a header shows before the first long prediction
+        _check_models(networks, reader)
+        check_velocities(reader)
+    # by file, not by the name inside: runs of two campaigns are all called nve-000
+    for reader, name in zip(readers, _unique([Path(path).stem for path in trajectories])):
+        reader.name = name
+    return networks, readers
 
 
 @dataclass(frozen=True)
@@ -393,10 +450,13 @@ class _Predicted(_Task):
     Attributes:
         tensors: (n_knots, n_atoms, 9, 27 or 36) flattened.
         residuals: by target, sum over knots of the mean square of the sum-rule residual before the projection.
+        members: (n_knots, n_members (3 and/or 6), 3 n_atoms) of a committee, or None; a product with the velocities
+            gives [e A/fs] and [e^2 a0^2/(E_h fs)].
     """
 
     tensors: Array
     residuals: Mapping[str, float]
+    members: Array | None = None
 
 
 @dataclass
@@ -430,6 +490,7 @@ class _Predictor:
         charge: float | None,
         batch_size: int | None,
         device: Device,
+        n_members: int = 0,
     ) -> None:
         self.models: dict[str, ResponseNetwork] = {t: models[t].eval().to(device) for t in TARGETS if t in models}
         self.shapes: dict[str, tuple[int, ...]] = {t: tensor_shape(t) for t in self.models}
@@ -441,6 +502,8 @@ class _Predictor:
         self.chunk_length = self.batch_size * max(
             1, min(64, _NODES_A_CHUNK // max(1, reader.n_atoms)) // self.batch_size
         )
+        self.n_members = n_members
+        self._committees = {t: _committee(m, n_members) for t, m in self.models.items()} if n_members else {}
         self._alike: dict[tuple[Any, ...], list[str]] = {}
         for target, network in self.models.items():
             self._alike.setdefault((network.species, network.cutoff, network.dtype), []).append(target)
@@ -457,18 +520,60 @@ class _Predictor:
                 on_device = graph if self.device == "cpu" else graph.to(self.device)
                 for target in targets:
                     with torch.inference_mode():
-                        components = self.models[target].components(on_device).cpu().double()
-                        found[target].append(from_irreps(target, components).numpy())
+                        components = self._components(target, on_device).cpu().double()
+                        tensors = from_irreps(target, components.flatten(0, 1)).numpy()
+                    shape = (len(components), graph.n_snapshots, reader.n_atoms, *self.shapes[target])
+                    found[target].append(tensors.reshape(shape))
         columns: list[Array] = []
+        members: list[Array] = []
         residuals: dict[str, float] = {}
-        for target, shape in self.shapes.items():
-            tensors = np.concatenate(found[target]).reshape(len(task.knots), reader.n_atoms, *shape)
-            residual = tensors.sum(axis=1) - (self.charge * np.eye(3) if target == "apt" else 0.0)
+        for target in self.models:
+            tensors = np.concatenate(found[target], axis=1)
+            residual = tensors[0].sum(axis=1) - (self.charge * np.eye(3) if target == "apt" else 0.0)
             residuals[target] = float((residual**2).mean(axis=tuple(range(1, residual.ndim))).sum())
             if self.projects_sum_rules:
-                tensors = _projected(target, tensors, reader.masses, self.charge)
-            columns.append(tensors.reshape(*tensors.shape[:2], -1))
-        return _Predicted(**vars(task), tensors=np.concatenate(columns, axis=-1), residuals=residuals)
+                flat = tensors.reshape(-1, *tensors.shape[2:])
+                tensors = _projected(target, flat, reader.masses, self.charge).reshape(tensors.shape)
+            columns.append(tensors[0].reshape(*tensors.shape[1:3], -1))
+            if self.n_members:
+                members.append(_fields(tensors[1:]))
+        return _Predicted(
+            **vars(task),
+            tensors=np.concatenate(columns, axis=-1),
+            residuals=residuals,
+            members=np.concatenate(members, axis=1) if members else None,
+        )
+
+    def _components(self, target: str, graph: Graph) -> torch.Tensor:
+        """Return components of the prediction and of all members, (1 + n_members, n_nodes, 9 or 18)."""
+        if target in self._committees:
+            return self._committees[target].components(graph)
+        return self.models[target].components(graph)[None]
+
+    def by_member(self, rows: Array) -> dict[str, Array]:
+        """Return by target (n_frames, n_members, 3 or 6) of rows (n_frames, n_members (3 and/or 6))."""
+        result: dict[str, Array] = {}
+        start = 0
+        for target in self.models:
+            width = {"apt": 3, "pgt": 6}[target]
+            stop = start + width * self.n_members
+            result[target] = rows[:, start:stop].reshape(len(rows), self.n_members, width)
+            start = stop
+        return result
+
+
+def _fields(tensors: Array) -> Array:
+    """Return (n_frames, n_members (3 or 6), 3 n_atoms): its product with velocities [A/fs] gives members' derivatives.
+
+    Args:
+        tensors: (n_members, n_frames, n_atoms, 3, 3) [e] or (n_members, n_frames, n_atoms, 3, 3, 3) [e^2 a0/E_h].
+    """
+    if tensors.ndim == 6:
+        first, second = (list(index) for index in zip(*PAIRS))
+        tensors = 0.5 * (tensors[..., first, second] + tensors[..., second, first]) / BOHR
+    n_members, n_frames, n_atoms, _, width = tensors.shape
+    ordered = tensors.transpose(1, 0, 4, 2, 3).reshape(n_frames, n_members * width, 3 * n_atoms)
+    return ordered.astype(np.float32)  # they make error bars only
 
 
 def _predicted(
@@ -543,6 +648,11 @@ def _check_stride(
         return check_strides(chunks(), reader.timestep, n_frames, tolerance)
 
 
+def _n_alike(reader: TrajectoryReader, readers: Sequence[TrajectoryReader]) -> int:
+    """Return the frames of all trajectories that share the stride of one."""
+    return sum(r.n_frames for r in readers if _kind(r) == _kind(reader))
+
+
 def _kind(reader: TrajectoryReader) -> tuple[float, bytes]:
     """Return what trajectories must share to share a stride: time step and composition."""
     return round(reader.timestep, 6), np.sort(reader.numbers).tobytes()
@@ -594,7 +704,7 @@ def _fingerprint(models: Mapping[str, ResponseNetwork], reader: TrajectoryReader
     head = [
         __version__,
         settings,
-        [(t, m.target, str(m.settings), m.species, m.n_neighbours) for t, m in sorted(models.items())],
+        [(t, _model_digest(m)) for t, m in sorted(models.items())],
         [reader.name, reader.n_frames, reader.timestep, reader.pbc.tolist()],
     ]
     digest = hashlib.sha256(json.dumps(head, sort_keys=True, default=str).encode())
@@ -603,11 +713,38 @@ def _fingerprint(models: Mapping[str, ResponseNetwork], reader: TrajectoryReader
         sample = reader.read(frame, frame + 1)
         assert sample.velocities is not None
         arrays += [sample.positions, sample.velocities]
-    for _, model in sorted(models.items()):
-        arrays += [values.detach().cpu().numpy() for _, values in sorted(model.state_dict().items())]
     for values in arrays:
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
+
+
+def _model_digest(network: ResponseNetwork) -> str:
+    head = [network.target, str(network.settings), network.species, network.n_neighbours]
+    digest = hashlib.sha256(json.dumps(head, default=str).encode())
+    posterior = getattr(network, "posterior", None)
+    tensors = [values for _, values in sorted(network.state_dict().items())]
+    for values in tensors + ([] if posterior is None else [*posterior.grams, posterior.ridges, posterior.alphas]):
+        digest.update(values.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _committee(network: Any, n_members: int) -> Committee:
+    return Committee(network, n_members, _MEMBER_SEED)
+
+
+def _committee_facts(models: Mapping[str, ResponseNetwork], n_members: int) -> dict[str, Any]:
+    """Return what makes a committee the same one in other runs; refuse models that none can be drawn from."""
+    return {
+        "n_members": n_members,
+        "seed": _MEMBER_SEED,
+        "models": {
+            target: {
+                "digest": _model_digest(network),
+                "calibration": dict(require_posterior(network).calibration),
+            }
+            for target, network in sorted(models.items())
+        },
+    }
 
 
 def _finished(path: Path, fingerprint: str, tensors: PathLike | None) -> dict[str, Any] | None:
@@ -672,13 +809,15 @@ def _batch_size(n_atoms: int, device: Device = "cpu") -> int:
     return max(1, min(64, _NODES_AT_ONCE[device] // max(1, n_atoms)))
 
 
-def _check_settings(stride: int | str, tolerance: float, threads: int, device: str) -> None:
+def _check_settings(stride: int | str, tolerance: float, threads: int, device: str, members: int = 0) -> None:
     if stride != "auto" and not (isinstance(stride, int) and stride >= 1):
         raise ModelError(f"stride must be at least 1, or auto, got {stride}")
     if not 0 < tolerance < 1:
         raise ModelError(f"stride_tolerance must lie between 0 and 1, got {tolerance}")
     if threads < 1:
         raise ModelError(f"threads must be at least 1, got {threads}")
+    if members < 0 or members == 1:
+        raise ModelError(f"members must be 0, for no committee, or at least 2, got {members}")
     if device not in _NODES_AT_ONCE:
         raise ModelError(f"device must be one of {', '.join(_NODES_AT_ONCE)}, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():

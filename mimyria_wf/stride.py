@@ -20,6 +20,8 @@ Array = npt.NDArray[Any]
 
 OVERLAP = 20
 """Knots of a cubic spline beyond a chunk: a knot's influence falls by 2 - sqrt(3) = 0.27 a knot, 0.27^20 = 3e-12."""
+_LEAST_WEIGHT = 1e-5
+"""Weights of a spline below this are left out for members, of which only deviations matter."""
 STRIDES = (2, 4, 8, 16)
 WINDOW = 500.0
 """Window of the spectra of a check that is long enough [fs]; its segment is twice as long."""
@@ -39,11 +41,15 @@ class SplinedFrames:
         positions: (n_frames, n_atoms, 3) [A].
         velocities: (n_frames, n_atoms, 3) [A/fs].
         tensors: (n_frames, n_atoms, n_columns), flattened.
+        weights: (n_frames, n_knots) of the spline; None where every frame is a knot.
+        members: (n_knots, n_columns, 3 n_atoms) what the knots carry beside their tensors, or None.
     """
 
     positions: Array
     velocities: Array
     tensors: Array
+    weights: Array | None = None
+    members: Array | None = None
 
 
 class StreamedSpline:
@@ -62,11 +68,18 @@ class StreamedSpline:
         self._first_knot = int(knots[first_knot(knots, first)])
         self._known = np.empty(0, dtype=int)
         self._values: Array | None = None
+        self._members: Array | None = None
         self._positions: list[Array] = []
         self._velocities: list[Array] = []
 
     def add(
-        self, start: int, positions: Array, velocities: Array, knots: Array, tensors: Array
+        self,
+        start: int,
+        positions: Array,
+        velocities: Array,
+        knots: Array,
+        tensors: Array,
+        members: Array | None = None,
     ) -> SplinedFrames | None:
         """Add the frames that follow those already added, and return the ones whose tensors are known now.
 
@@ -76,18 +89,27 @@ class StreamedSpline:
             velocities: (n_frames, n_atoms, 3) [A/fs].
             knots: (n_knots,) frames among them with tensors.
             tensors: (n_knots, n_atoms, n_columns) of these.
+            members: see :class:`SplinedFrames`.
         """
         stop = start + len(positions)
         new = max(0, self.next - start)
         if self._is_every_frame:
             self.next = max(self.next, stop)
-            return SplinedFrames(positions[new:], velocities[new:], tensors[new:]) if new < len(positions) else None
+            if new >= len(positions):
+                return None
+            return SplinedFrames(
+                positions[new:],
+                velocities[new:],
+                tensors[new:],
+                members=None if members is None else members[new:],
+            )
         self._positions.append(positions[new:])
         self._velocities.append(velocities[new:])
         kept = knots >= self._first_knot
         if kept.any():
             self._known = np.concatenate([self._known, knots[kept]])
-            self._values = tensors[kept] if self._values is None else np.concatenate([self._values, tensors[kept]])
+            self._values = _extended(self._values, tensors[kept])
+            self._members = None if members is None else _extended(self._members, members[kept])
         if self._values is None or (stop < self.n_frames and len(self._known) <= OVERLAP):
             return None
         until = stop if stop == self.n_frames else int(self._known[-1 - OVERLAP])
@@ -101,11 +123,36 @@ class StreamedSpline:
         splined = (weights @ self._values.reshape(len(self._values), -1)).reshape(-1, *self._values.shape[1:])
         all_positions, all_velocities = np.concatenate(self._positions), np.concatenate(self._velocities)
         n = len(wanted)
+        ready = SplinedFrames(all_positions[:n], all_velocities[:n], splined, weights, self._members)
         self._positions, self._velocities = [all_positions[n:]], [all_velocities[n:]]
         self.next = until
         behind = first_knot(self._known, until)
         self._known, self._values = self._known[behind:], self._values[behind:]
-        return SplinedFrames(all_positions[:n], all_velocities[:n], splined)
+        self._members = None if self._members is None else self._members[behind:]
+        return ready
+
+
+def _extended(old: Array | None, new: Array) -> Array:
+    return new if old is None else np.concatenate([old, new])
+
+
+def contract_members(frames: SplinedFrames) -> Array:
+    """Return the members' tensors between the knots contracted with velocities, (n_frames, n_columns).
+
+    ``sum_k W_tk sum_i T_ki v_ti`` for the few knots k that have a weight: the members' tensors of a frame, many times
+    those of the prediction, are never made.
+    """
+    assert frames.members is not None
+    velocities = frames.velocities.reshape(len(frames.velocities), -1).astype(frames.members.dtype)
+    if frames.weights is None:
+        return np.asarray((frames.members @ velocities[..., None])[..., 0])
+    result = np.zeros((len(velocities), frames.members.shape[1]))
+    for weights, fields in zip(frames.weights.T, frames.members, strict=True):
+        near = np.flatnonzero(np.abs(weights) > _LEAST_WEIGHT)
+        if len(near):
+            span = slice(near[0], near[-1] + 1)
+            result[span] += weights[span, None] * (velocities[span] @ fields.T)
+    return result
 
 
 def knots_of(n_frames: int, stride: int) -> Array:

@@ -10,14 +10,15 @@ from ase.build import molecule
 from scipy.interpolate import CubicSpline
 
 from mimyria_wf.cca import additivity, cca_spectra
+from mimyria_wf.committee import fit_posterior
 from mimyria_wf.derivatives import contract, read_derivatives
 from mimyria_wf.errors import GroupError, ModelError, TrajectoryError
 from mimyria_wf.frames import Trajectory
 from mimyria_wf.groups import groups_of
-from mimyria_wf.labels import read_labels
+from mimyria_wf.labels import LabelledSnapshot, read_labels
 from mimyria_wf.network import build_network, save_model
-from mimyria_wf.prediction import predict_derivatives, predict_files, predict_tensors
-from mimyria_wf.presets import MessagePassingSettings
+from mimyria_wf.prediction import check_stride_files, predict_derivatives, predict_files, predict_tensors
+from mimyria_wf.presets import DensitySettings, MessagePassingSettings
 from mimyria_wf.response import project_apt, project_pgt
 from mimyria_wf.response_network import ResponseNetwork
 from mimyria_wf.spectrum import SpectrumSettings, ir_spectrum, raman_spectrum, spectral_distance
@@ -447,6 +448,89 @@ def test_distances_of_the_check_are_those_of_spectra(models: dict[str, ResponseN
     for kind, distance in check["strides"]["4"].items():
         expected = spectral_distance(ir.wavenumber, spectra[1][kind], spectra[4][kind])
         assert distance == pytest.approx(expected, rel=1e-4), kind
+
+
+def test_check_of_files_alone(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_trajectory(tmp_path / f"{name}.h5", trajectory(1500))
+    save_model(models["apt"], tmp_path / "apt.pt")
+    arguments = ([tmp_path / "apt.pt"], [tmp_path / "a.h5", tmp_path / "b.h5"])
+    found = check_stride_files(*arguments)
+    assert found.pop("trajectory") == "a"
+    assert found == predict_files(*arguments, tmp_path / "out")["stride_check"]
+    assert found["frames_checked"] == 400
+
+
+@pytest.fixture(scope="module")
+def committees() -> dict[str, ResponseNetwork]:
+    networks = {}
+    settings = DensitySettings(n_channels=4, n_radial=4, n_bond=2, n_message_channels=3, n_hidden=8, l_max=3)
+    frames = frames_of(trajectory(40))[::8]
+    rng = np.random.default_rng(0)
+    labels = []
+    for atoms in frames:
+        pgt = rng.normal(size=(6, 3, 3, 3))
+        labels.append(LabelledSnapshot(atoms, rng.normal(size=(6, 3, 3)), pgt + pgt.swapaxes(2, 3)))
+    for target in ("apt", "pgt"):
+        network = build_network(settings, [1, 8], target, seed=3, dtype=torch.float64).eval()
+        network.posterior = fit_posterior(network, labels)
+        networks[target] = network
+    return networks
+
+
+@pytest.mark.parametrize(("stride", "threads"), [(1, 1), (3, 2)])
+def test_members_are_networks_of_their_own(
+    committees: dict[str, ResponseNetwork], tmp_path: Path, stride: int, threads: int
+) -> None:
+    run = trajectory(151, charge=1)
+    write_trajectory(tmp_path / "run.h5", run)
+    reader = open_trajectory(tmp_path / "run.h5")
+    settings = {"stride": stride, "batch_size": 4, "threads": threads, "volume": 60.0}
+    predict_derivatives(committees, reader, tmp_path / "out.h5", members=3, **settings)
+    predict_derivatives(committees, reader, tmp_path / "plain.h5", **settings)
+    series, plain = read_derivatives(tmp_path / "out.h5"), read_derivatives(tmp_path / "plain.h5")
+    for key in ("dipole_derivative", "polarizability_derivative"):
+        np.testing.assert_allclose(getattr(series, key), getattr(plain, key), rtol=1e-9, atol=1e-12)
+    assert plain.members is None
+    assert series.members is not None
+    assert series.metadata["committee"]["n_members"] == 3
+    assert sorted(series.metadata["committee"]["models"]) == ["apt", "pgt"]
+    weights = {t: n.posterior.offsets(3, 0) for t, n in committees.items()}
+    for member in range(3):
+        own = copy.deepcopy(committees)
+        for target, network in own.items():
+            with torch.no_grad():
+                for parameter, offset in zip(network.readout, weights[target], strict=True):
+                    parameter += offset[member]
+        predict_derivatives(own, reader, tmp_path / "own.h5", **settings)
+        expected = read_derivatives(tmp_path / "own.h5")
+        for found, total in (
+            (series.members.dipole, expected.total_dipole_derivative),
+            (series.members.polarizability, expected.total_polarizability_derivative),
+        ):
+            assert found is not None
+            scale = np.abs(total).max()
+            np.testing.assert_allclose(found[member], total, atol=1e-4 * scale)  # 1e-5 of weights is left out
+    assert series.members.dipole is not None
+    assert series.members.dipole.std(axis=0).max() > 1e-2 * np.abs(series.members.dipole).max()
+
+
+def test_no_members_without_a_posterior(
+    models: dict[str, ResponseNetwork], committees: dict[str, ResponseNetwork], tmp_path: Path
+) -> None:
+    write_trajectory(tmp_path / "run.h5", trajectory(12))
+    save_model(models["apt"], tmp_path / "apt.pt")
+    save_model(committees["pgt"], tmp_path / "pgt.pt")
+    with pytest.raises(ModelError, match="a committee needs a network whose last layer is linear"):
+        predict_files([tmp_path / "apt.pt"], [tmp_path / "run.h5"], tmp_path / "out", members=4)
+    with pytest.raises(ModelError, match="members must be 0, for no committee, or at least 2, got 1"):
+        predict_files([tmp_path / "pgt.pt"], [tmp_path / "run.h5"], tmp_path / "out", members=1)
+    found = predict_files([tmp_path / "pgt.pt"], [tmp_path / "run.h5"], tmp_path / "out", members=4)
+    members = read_derivatives(found["files"][0]["path"]).members
+    assert members is not None
+    assert members.dipole is None
+    assert members.polarizability is not None
+    assert members.polarizability.shape == (4, 12, 6)
 
 
 def test_too_short_for_a_check(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
