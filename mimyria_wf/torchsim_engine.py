@@ -229,11 +229,6 @@ class _Batch:
             atomic_numbers=state.atomic_numbers,
         )
         self.images = torch.zeros_like(state.positions)
-        self._set_inverse()
-
-    def _set_inverse(self) -> None:
-        if self.state.pbc:
-            self.inverse = torch.linalg.inv(self.state.cell)
 
     def _step(self) -> None:
         """Move by one step; torch-sim wraps positions into the cell, so the crossings of its faces are counted."""
@@ -241,7 +236,8 @@ class _Batch:
         self.state = self.velocity_verlet(self.state, self.timestep, self.potential)
         if self.state.pbc:
             jump = before - self.state.positions
-            crossed = torch.einsum("iab,ib->ia", self.inverse[self.state.system_idx], jump)
+            inverse = torch.linalg.inv(self.state.cell)
+            crossed = torch.einsum("iab,ib->ia", inverse[self.state.system_idx], jump)
             self.images = self.images + torch.round(crossed)
         self.n_computed += 1
         self.n_since_frame += 1
@@ -277,7 +273,6 @@ class _Batch:
             atoms = torch.as_tensor(np.concatenate([np.arange(rows[i].start, rows[i].stop) for i in kept]))
             self.images = self.images[atoms.to(self.images.device)]
             self.state = self.state[kept]
-            self._set_inverse()
 
     def _rows(self) -> list[slice]:
         ends = np.cumsum([len(run.atoms) for run in self.runs])
