@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import ase
 import numpy as np
@@ -30,6 +32,7 @@ from mimyria_wf.network import build_network, load_model, save_model
 from mimyria_wf.presets import DensitySettings, MessagePassingSettings, TrainingSettings
 from mimyria_wf.response import project_apt, project_pgt
 from mimyria_wf.response_network import ResponseNetwork, construction
+from mimyria_wf.selection import select_by_uncertainty
 from mimyria_wf.training import TrainingResult, calibration_split, train
 
 N_FEATURES = 8
@@ -46,8 +49,8 @@ class FixedFeatures(ResponseNetwork):
         self.readout = torch.nn.ParameterList(
             torch.from_numpy(random.normal(size=(len(self.species), N_FEATURES))) for _ in blocks(target)
         )
-        self.mean[:, 0] = torch.tensor([0.3, -0.6])[: len(self.species)]
-        self.scale *= torch.tensor([[0.2], [0.5]])[: len(self.species)]
+        self.mean[:, 0] = torch.tensor([0.3, -0.6, -0.9])[: len(self.species)]
+        self.scale *= torch.tensor([[0.2], [0.5], [0.4]])[: len(self.species)]
 
     def readout_features(self, graph: Graph) -> list[torch.Tensor]:
         lengths = graph.vectors.norm(dim=1, keepdim=True)
@@ -66,9 +69,9 @@ class FixedFeatures(ResponseNetwork):
         return torch.cat([torch.einsum("nmf,nf->nm", f, row) for f, row in zip(features, rows)], dim=1)
 
 
-def fixed_network(target: str = "apt", seed: int = 0) -> FixedFeatures:
+def fixed_network(target: str = "apt", seed: int = 0, species: Sequence[int] = (1, 8)) -> FixedFeatures:
     with construction(0):
-        return FixedFeatures(target, seed=seed).double().eval()
+        return FixedFeatures(target, species, seed=seed).double().eval()
 
 
 def structure(random: np.random.Generator, numbers: Sequence[int] = (8, 1, 1, 8, 1, 1)) -> ase.Atoms:
@@ -187,8 +190,6 @@ def test_uncertainties_are_those_of_the_errors(trained):
 
 def test_a_wrong_alpha_is_seen(trained):
     """The control: uncertainties half as large, and twice as large, are not called calibrated."""
-    from dataclasses import replace
-
     right = trained.posterior
     labels = labelled(fixed_network(trained.target, seed=0), 20, seed=3)
     try:
@@ -264,8 +265,6 @@ def test_relative_uncertainty_is_that_of_components(trained):
 
 def test_more_labels_of_an_atom_make_it_certain(trained):
     """Adding a structure's own Gram matrix a hundredfold pins its tensors."""
-    from dataclasses import replace
-
     graph = trained.graph(structure(np.random.default_rng(4)))
     right = trained.posterior
     grams = tuple(g + 99 * s for g, s in zip(right.grams, snapshot_grams(trained, graph)))
@@ -348,3 +347,70 @@ def test_what_a_second_training_leaves_out():
     for k in aside[:2]:
         labels[k].atoms.numbers[0] = 16  # in no other snapshot: one of them must be fitted
     assert calibration_split(labels, 0.2, 0) == aside[1:]
+
+
+def network_with_chloride() -> tuple[FixedFeatures, list[ase.Atoms]]:
+    """Return a network that has seen six waters and one chloride, and 30 candidates, the last three with chloride."""
+    network = fixed_network(species=(1, 8, 17))
+    labels = labelled(network, 6, seed=1, noise=0.1)
+    ion = structure(np.random.default_rng(0), (17, 1, 1, 8, 1, 1))
+    labels.append(LabelledSnapshot(ion, apt=labels[0].apt))
+    network.posterior = replace(
+        fit_posterior(network, labels), alphas=torch.ones(3, 3, dtype=torch.float64), calibration={}
+    )
+    random = np.random.default_rng(4)
+    return network, [structure(random, (17, 1, 1, 8, 1, 1) if k >= 27 else (8, 1, 1, 8, 1, 1)) for k in range(30)]
+
+
+def test_choice_is_the_best_of_all_candidates():
+    """Against a search by hand, with the variances of the network itself."""
+    network, candidates = network_with_chloride()
+    right, graphs = network.posterior, [network.graph(atoms) for atoms in candidates]
+
+    def uncertainties(posterior: committee.Posterior) -> np.ndarray:
+        network.posterior = posterior
+        whole = join(graphs)
+        variances = component_variances(network, whole).sum(dim=1)
+        spreads = network.scale.double().square().sum(dim=1)
+        return np.array([float((variances[whole.species == z].mean() / spreads[z]).sqrt()) for z in range(3)])
+
+    choice = select_by_uncertainty([network], candidates, 4)
+    before = uncertainties(right)
+    assert choice.before == pytest.approx({"apt H": before[0], "apt O": before[1], "apt Cl": before[2]})
+    worst = int(np.argmax(before))
+    posterior, taken = right, []
+    for _ in range(4):
+        found = []
+        for k, graph in enumerate(graphs):
+            grams = tuple(g + s for g, s in zip(posterior.grams, snapshot_grams(network, graph)))
+            found.append(np.inf if k in taken else uncertainties(replace(posterior, grams=grams))[worst])
+        taken.append(int(np.argmin(found)))
+        own = snapshot_grams(network, graphs[taken[-1]])
+        posterior = replace(posterior, grams=tuple(g + s for g, s in zip(posterior.grams, own)))
+        after = uncertainties(posterior)
+        worst = int(np.argmax(after))
+    assert list(choice.indices) == taken
+    assert choice.after == pytest.approx({"apt H": after[0], "apt O": after[1], "apt Cl": after[2]})
+    assert max(choice.after.values()) < 0.9 * max(choice.after_random.values()) < max(choice.before.values())
+
+
+def test_a_rare_species_is_chosen_first():
+    network, candidates = network_with_chloride()
+    choice = select_by_uncertainty([network], candidates, 2)
+    assert max(choice.before, key=lambda name: choice.before[name]) == "apt Cl"
+    assert min(choice.indices) >= 27
+
+
+def test_chosen_frames_are_apart_in_time():
+    network, candidates = network_with_chloride()
+    places = [(k % 2, 10 * (k // 2)) for k in range(30)]
+    chosen = select_by_uncertainty([network], candidates, 6, places=places, minimum_gap=25).indices
+    for run in (0, 1):
+        frames = sorted(places[k][1] for k in chosen if places[k][0] == run)
+        assert all(b - a >= 25 for a, b in pairwise(frames))
+    with pytest.raises(LabelError, match=r"only 10 of 20 snapshots are 25 frames apart"):
+        select_by_uncertainty([network], candidates, 20, places=places, minimum_gap=25)
+    with pytest.raises(LabelError, match="31 snapshots are asked for, but there are only 30"):
+        select_by_uncertainty([network], candidates, 31)
+    with pytest.raises(LabelError, match="no model to choose"):
+        select_by_uncertainty([], candidates, 1)

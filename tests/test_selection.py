@@ -9,8 +9,14 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+from ase import Atoms
 
-from mimyria_wf.errors import LabelError
+from mimyria_wf.committee import fit_posterior
+from mimyria_wf.errors import LabelError, ModelError
+from mimyria_wf.irreps import tensor_shape
+from mimyria_wf.labels import LabelledSnapshot
+from mimyria_wf.network import build_network, load_model, save_model
+from mimyria_wf.presets import DensitySettings
 from mimyria_wf.selection import select_files, select_snapshots, split_by_trajectory
 from mimyria_wf.trajectory import Trajectory, write_trajectory
 
@@ -193,3 +199,95 @@ def test_a_run_that_is_not_there_cannot_be_excluded(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match=r"no trajectory is called nve-007; there are nve-000, nve-001"):
         select_files(paths, tmp_path / "out", n_training=1, n_test=1, seed=1, excluded=["nve-007"])
     assert not (tmp_path / "out").exists()
+
+
+def model_of(labelled: list[Atoms], path: Path, target: str = "apt") -> Path:
+    """Write a network with random weights whose posterior is that of random labels."""
+    random = np.random.default_rng(0)
+    labels = []
+    for atoms in labelled:
+        tensors = random.normal(size=(len(atoms), *tensor_shape(target)))
+        labels.append(LabelledSnapshot(atoms, **{target: tensors + tensors.swapaxes(-1, -2)}))
+    network = build_network(
+        DensitySettings(l_max=2 if target == "apt" else 3, n_channels=2, n_radial=3), [1, 8], target
+    )
+    network.adapt([network.graph(atoms) for atoms in labelled])
+    network.posterior = fit_posterior(network, labels)
+    save_model(network, path)
+    return path
+
+
+def water_runs(folder: Path, n: int = 4, n_frames: int = 120) -> list[Path]:
+    """Write runs of two waters that move more and more with the number of the run."""
+    paths = []
+    for k in range(n):
+        random = np.random.default_rng(k)
+        rest = np.array([[0, 0, 0], [0, 0.8, 0.6], [0, -0.8, 0.6], [2.8, 0, 0], [3.3, 0.8, 0.2], [3.2, -0.6, 0.5]])
+        positions = rest + random.normal(scale=0.02 * (k + 1), size=(n_frames, 6, 3))
+        numbers, still = np.array([8, 1, 1, 8, 1, 1]), np.zeros_like(positions)
+        masses = np.array([15.999, 1.008, 1.008] * 2)
+        run = Trajectory(numbers, positions, still, np.zeros((3, 3)), np.zeros(3, bool), 0.5, masses)
+        paths.append(folder / f"nve-{k}.h5")
+        write_trajectory(paths[-1], run)
+    return paths
+
+
+def held_by(result: dict[str, list[str]]) -> int:
+    """Return the number of the run that is set aside for the test."""
+    return int(result["test"][0].split("/")[0].rpartition("-")[2])
+
+
+def test_committee_selection_goes_on_from_a_random_one(tmp_path: Path) -> None:
+    paths = water_runs(tmp_path)
+    first = select_files(paths, tmp_path / "1", n_training=4, n_test=6, seed=3)
+    known = ase.io.read(tmp_path / "1" / "training.extxyz", ":")
+    models = [model_of(known, tmp_path / f"{target}.pt", target) for target in ("apt", "pgt")]
+    labelled = tmp_path / "1" / "training.extxyz"
+    second = select_files(
+        paths, tmp_path / "2", n_training=10, n_test=6, seed=3, models=models, labelled=labelled, n_candidates=40
+    )
+    assert second["training"][:4] == first["training"]  # nested
+    assert second["test"] == first["test"]
+    assert len(set(second["training"])) == 10
+    assert not {name.split("/")[0] for name in second["training"]} & {name.split("/")[0] for name in second["test"]}
+    assert second["n_labelled"] == 4
+    assert 30 < second["n_candidates"] <= 40
+    assert set(second["uncertainty"]) == {"apt H", "apt O", "pgt H", "pgt O"}
+    assert all(u["after"] < u["before"] for u in second["uncertainty"].values())
+    worst = max(second["uncertainty"], key=lambda name: second["uncertainty"][name]["before"])
+    assert second["uncertainty"][worst]["after"] <= second["uncertainty"][worst]["after_random"]
+    frames = [(name.split("/")[0], int(name.split("/")[1])) for name in second["training"]]
+    gap = 3 * 120 // 80
+    assert all(abs(f - g) >= gap for i, (a, f) in enumerate(frames[4:], 4) for b, g in frames[:i] if a == b)
+    written = ase.io.read(tmp_path / "2" / "training.extxyz", ":")
+    assert [atoms.info["snapshot"] for atoms in written] == second["training"]
+    np.testing.assert_allclose(written[0].positions, known[0].positions)
+    again = select_files(
+        paths, tmp_path / "3", n_training=10, n_test=6, seed=3, models=models, labelled=labelled, n_candidates=40
+    )
+    assert again == second
+
+
+def test_committee_selection_says_what_is_wrong(tmp_path: Path) -> None:
+    paths = water_runs(tmp_path)
+    first = select_files(paths, tmp_path / "3", n_training=30, n_test=6, seed=3)
+    labelled = tmp_path / "3" / "training.extxyz"
+    model = model_of(ase.io.read(labelled, ":"), tmp_path / "apt.pt")
+    kwargs = {"n_training": 40, "n_test": 6, "seed": 3}
+    with pytest.raises(LabelError, match="needs both models and the labels"):
+        select_files(paths, tmp_path / "x", **kwargs, models=[model])
+    with pytest.raises(LabelError, match="needs both models and the labels"):
+        select_files(paths, tmp_path / "x", **kwargs, labelled=labelled)
+    with pytest.raises(ModelError, match="one model for each target, got models for apt, apt"):
+        select_files(paths, tmp_path / "x", **kwargs, models=[model, model], labelled=labelled)
+    with pytest.raises(LabelError, match="30 snapshots are labelled already, 30 are asked for"):
+        select_files(paths, tmp_path / "x", **kwargs | {"n_training": 30}, models=[model], labelled=labelled)
+    other = next(seed for seed in range(20) if select_snapshots([120] * 4, 30, 6, seed).test[0][0] != held_by(first))
+    with pytest.raises(LabelError, match="belongs to what is set aside for the test"):
+        select_files(paths, tmp_path / "x", **kwargs | {"seed": other}, models=[model], labelled=labelled)
+    bare = load_model(model)
+    bare.posterior = None
+    save_model(bare, tmp_path / "bare.pt")
+    with pytest.raises(ModelError, match="choosing snapshots by uncertainty needs the posterior"):
+        select_files(paths, tmp_path / "x", **kwargs, models=[tmp_path / "bare.pt"], labelled=labelled)
+    assert not (tmp_path / "x").exists()
