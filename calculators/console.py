@@ -35,6 +35,8 @@ class ConsoleCalculation(RepeatableCalculation):
 
     #: files that must be there after success, beside the result file
     retrieve: ClassVar[tuple[str, ...]] = ()
+    #: what a job that was ended leaves for the next one to go on from
+    resumes: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def define(cls, spec: CalcJobProcessSpec) -> None:  # type: ignore[override]
@@ -48,6 +50,9 @@ class ConsoleCalculation(RepeatableCalculation):
             "summary", valid_type=orm.Dict, help="What the verb reports, with units in the keys or beside them."
         )
         spec.default_output_node = "summary"
+        if cls.resumes:
+            about = "folder of a job that was ended: go on from what it has left"
+            spec.input("partial", valid_type=orm.RemoteData, required=False, help=about)
         spec.exit_code(310, "ERROR_NO_RESULT", message="The job ended without a result: {detail}")
         spec.exit_code(311, "ERROR_OUTPUT_MISSING", message="The job ended without the file {name}.")
         spec.exit_code(320, "ERROR_REFUSED", message="{detail}")
@@ -81,9 +86,17 @@ class ConsoleCalculation(RepeatableCalculation):
         own: list[Any] = [result_name(number) for number in range(len(info.codes_info))]
         own.append(("std*-*.txt", ".", 0))
         info.retrieve_list = [*own, *((name, ".", name.count("/") + 1) for name in self.retrieve)]
+        links = self.links()
+        if "partial" in self.inputs:
+            links.append((self.inputs.partial, "", "partial"))
+            # copied: what ended stays as it was
+            copies = (
+                f'for f in partial/{what}; do if [ -e "$f" ]; then cp -r "$f" .; fi; done' for what in self.resumes
+            )
+            info.prepend_text = "\n".join(copies)
         info.remote_symlink_list = [
             (remote.computer.uuid, f"{remote.get_remote_path().rstrip('/')}/{path}".rstrip("/"), name)
-            for remote, path, name in self.links()
+            for remote, path, name in links
         ]
         return info
 

@@ -13,7 +13,31 @@ from mimyria_wf.calculators.console import ConsoleCalculation, ConsoleParser
 from mimyria_wf.calculators.data import atoms_from_structure, copy_file, write_atoms
 
 
-class NvtCalculation(ConsoleCalculation):
+class _MdCalculation(ConsoleCalculation):
+    """What both ensembles share: the calculator and the files that it reads."""
+
+    @classmethod
+    def define(cls, spec: CalcJobProcessSpec) -> None:  # type: ignore[override]
+        """Declare inputs."""
+        super().define(spec)
+        spec.input(
+            "calculator",
+            valid_type=orm.Dict,
+            help="import: path of an ASE calculator or a potential of torch-sim; arguments: of its class",
+        )
+        spec.input_namespace(
+            "files", valid_type=orm.SinglefileData, dynamic=True, required=False, help="that the arguments name"
+        )
+
+    def calculator_flags(self, folder: Folder) -> list[str]:
+        """Write the files and return the flags that name the calculator."""
+        for node in self.inputs.get("files", {}).values():
+            copy_file(folder, node.filename, node)
+        values = self.inputs.calculator.get_dict()
+        return ["--calculator", values["import"], "--arguments", json.dumps(values.get("arguments", {}))]
+
+
+class NvtCalculation(_MdCalculation):
     """Langevin dynamics that ends with decorrelated starts for NVE runs.
 
     The trajectory stays on the computer as ``nvt.h5`` (its sha256 is in ``summary``); the starts are retrieved.
@@ -26,7 +50,6 @@ class NvtCalculation(ConsoleCalculation):
         """Declare inputs and outputs."""
         super().define(spec)
         spec.input("structure", valid_type=orm.StructureData)
-        spec.input("calculator", valid_type=orm.Dict, help="import: path of an ASE calculator; arguments: of its class")
         spec.input(
             "settings",
             valid_type=orm.Dict,
@@ -45,9 +68,7 @@ class NvtCalculation(ConsoleCalculation):
         settings = self.inputs.settings.get_dict()
         atoms = atoms_from_structure(self.inputs.structure, settings.pop("charge", 0), settings.pop("multiplicity", 1))
         write_atoms(folder, "structure.extxyz", atoms)
-        return [
-            ["md", "nvt", "structure.extxyz", *calculator_flags(self.inputs.calculator), *flags(settings), "-o", "."]
-        ]
+        return [["md", "nvt", "structure.extxyz", *self.calculator_flags(folder), *flags(settings), "-o", "."]]
 
 
 class NvtParser(ConsoleParser):
@@ -59,8 +80,10 @@ class NvtParser(ConsoleParser):
         return None
 
 
-class NveCalculation(ConsoleCalculation):
-    """Several NVE runs, one after the other, each from one start; files ``<name>.h5`` stay on the computer."""
+class NveCalculation(_MdCalculation):
+    """Several NVE runs, each from one start; files ``<name>.h5`` stay on the computer."""
+
+    resumes = ("nve-*.h5*",)
 
     @classmethod
     def define(cls, spec: CalcJobProcessSpec) -> None:  # type: ignore[override]
@@ -68,7 +91,6 @@ class NveCalculation(ConsoleCalculation):
         super().define(spec)
         spec.input("starts", valid_type=orm.SinglefileData, help="extxyz with velocities [A/fs]")
         spec.input("indices", valid_type=orm.List, help="which of the starts this job runs")
-        spec.input("calculator", valid_type=orm.Dict)
         spec.input("settings", valid_type=orm.Dict, help="timestep_fs, length_ps, stride, remove_rotation")
 
     def command_lines(self, folder: Folder) -> list[list[str]]:
@@ -77,15 +99,9 @@ class NveCalculation(ConsoleCalculation):
         indices = [str(index) for index in self.inputs.indices.get_list()]
         settings = flags(self.inputs.settings.get_dict())
         return [
-            ["md", "nve", "starts.extxyz", "--indices", *indices, *calculator_flags(self.inputs.calculator), *settings]
+            ["md", "nve", "starts.extxyz", "--indices", *indices, *self.calculator_flags(folder), *settings]
             + ["-o", "."]
         ]
-
-
-def calculator_flags(calculator: orm.Dict) -> list[str]:
-    """Return the flags that name an ASE calculator."""
-    values = calculator.get_dict()
-    return ["--calculator", values["import"], "--arguments", json.dumps(values.get("arguments", {}))]
 
 
 def flags(settings: dict[str, Any]) -> list[str]:

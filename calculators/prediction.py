@@ -18,6 +18,8 @@ class PredictionCalculation(ConsoleCalculation):
     Per-atom tensors are never stored; the files stay on the computer.
     """
 
+    resumes = ("derivatives",)
+
     @classmethod
     def define(cls, spec: CalcJobProcessSpec) -> None:  # type: ignore[override]
         """Declare inputs."""

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
@@ -57,6 +57,7 @@ Index = Annotated[int, Field(strict=True, ge=0)]
 Bool = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, min_length=1)]
 Target = Literal["apt", "pgt"]
+Device = Literal["cpu", "cuda"]
 Step = Literal["md", "labels", "training", "prediction", "spectra"]
 
 RUNS_ONLY: dict[str, Any] = {"runs_only": True}
@@ -214,13 +215,14 @@ class CalculatorSection(Section):
         alias="import", description="Import path of the class or function, `tblite.ase.TBLite` or `module:name`."
     )
     arguments: dict[str, Any] = Field(
-        default_factory=dict, description="Its keyword arguments. Paths in them: list the file under `sampling.files`."
+        default_factory=dict,
+        description="Its keyword arguments. One that names a file: list the same name under `sampling.files`.",
     )
 
     @field_validator("import_path")
     @classmethod
     def _looks_like_a_path(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", value):
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value):
             raise wrong("", f"must be an import path, got {shown(value)}", "write e.g. tblite.ase.TBLite")
         return value
 
@@ -234,7 +236,7 @@ class Nvt(Section):
     )
     stride: Count = Field(20, description="Steps between stored frames; starts are chosen among these.")
     friction_per_ps: Positive | None = Field(
-        None, description="`engine: ase`: friction of the Langevin thermostat (default 10)."
+        None, description="Friction of the Langevin thermostat (default 10); not with `engine: cp2k`."
     )
     time_constant_fs: Positive | None = Field(
         None, description="`engine: cp2k`: time constant of the CSVR thermostat (default 50)."
@@ -264,16 +266,33 @@ class Nve(Section):
         description="Remove the angular momentum before each run. By default true for clusters, false with periodic "
         "boundaries, where it is not conserved.",
     )
-    trajectories_per_job: Count = Field(
-        1, description="Runs in one job, one after the other.", json_schema_extra=RUNS_ONLY
+    trajectories_per_job: Count | None = Field(
+        None,
+        description="Runs in one job (default 1): one after the other, with `engine: torch-sim` all at once (default "
+        "all).",
+        json_schema_extra=RUNS_ONLY,
     )
 
 
 class Sampling(Section):
     """Molecular dynamics: one NVT run, then independent NVE runs."""
 
-    engine: Literal["ase", "cp2k"] = Field(description="Who computes the forces: `ase` (any ASE calculator) or `cp2k`.")
-    calculator: CalculatorSection | None = Field(None, description="`engine: ase`: the ASE calculator.")
+    engine: Literal["ase", "cp2k", "torch-sim"] = Field(
+        description="Who computes the forces: `ase` (any ASE calculator), `cp2k`, or `torch-sim` (all NVE runs of a "
+        "job in one batch, on a GPU if there is one)."
+    )
+    calculator: CalculatorSection | None = Field(
+        None, description="`engine: ase`: the ASE calculator. `engine: torch-sim`: its potential."
+    )
+    device: Device = Field(
+        "cpu", description="`engine: torch-sim`: where it computes, `cpu` or `cuda`.", json_schema_extra=RUNS_ONLY
+    )
+    precision: Literal["float64", "float32"] = Field("float64", description="`engine: torch-sim`: of the potential.")
+    batch_size: Count | None = Field(
+        None,
+        description="`engine: torch-sim`: NVE runs at a time, as far as the device's memory goes (default all).",
+        json_schema_extra=RUNS_ONLY,
+    )
     template: Text | None = Field(
         None,
         description="`engine: cp2k`: CP2K input with a FORCE_EVAL, without coordinates, cell and MOTION; a file or the "
@@ -292,7 +311,7 @@ class Sampling(Section):
 
     @model_validator(mode="after")
     def _fits_engine(self) -> Self:
-        mine, other = ("calculator", "template") if self.engine == "ase" else ("template", "calculator")
+        mine, other = ("template", "calculator") if self.engine == "cp2k" else ("calculator", "template")
         if getattr(self, mine) is None:
             example = "{import: tblite.ase.TBLite}" if mine == "calculator" else "nnp.inp"
             raise wrong("", f"has engine: {self.engine} but no {mine}", f"add e.g. {mine}: {example}")
@@ -302,9 +321,14 @@ class Sampling(Section):
                 f"does not go with engine: {self.engine}",
                 f"remove it or change the engine to {'cp2k' if other == 'template' else 'ase'}",
             )
-        if self.engine == "ase" and self.nvt.time_constant_fs is not None:
+        for key in ("device", "precision", "batch_size"):
+            if self.engine != "torch-sim" and getattr(self, key) != type(self).model_fields[key].default:
+                raise wrong(key, "is for engine: torch-sim", "remove it or change the engine")
+        if self.engine != "cp2k" and self.nvt.time_constant_fs is not None:
             raise wrong(
-                "nvt.time_constant_fs", "is for engine: cp2k", "use friction_per_ps (Langevin) with engine: ase"
+                "nvt.time_constant_fs",
+                "is for engine: cp2k",
+                f"use friction_per_ps (Langevin) with engine: {self.engine}",
             )
         if self.engine == "cp2k" and self.nvt.friction_per_ps is not None:
             raise wrong("nvt.friction_per_ps", "is for engine: ase", "use time_constant_fs (CSVR) with engine: cp2k")
@@ -374,9 +398,26 @@ class Sampling(Section):
     @property
     def friction(self) -> float:
         """Friction of the thermostat [1/fs]: Langevin's, or the inverse time constant of CSVR."""
-        if self.engine == "ase":
-            return (self.nvt.friction_per_ps or 10.0) / 1000
-        return 1 / (self.nvt.time_constant_fs or 50.0)
+        if self.engine == "cp2k":
+            return 1 / (self.nvt.time_constant_fs or 50.0)
+        return (self.nvt.friction_per_ps or 10.0) / 1000
+
+    def arguments(self, file_of: Callable[[str], str]) -> dict[str, Any]:
+        """Return the arguments of the calculator, those that are among ``files`` replaced by what is given for them."""
+
+        def replaced(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: replaced(entry) for key, entry in value.items()}
+            if isinstance(value, list):
+                return [replaced(entry) for entry in value]
+            return file_of(value) if isinstance(value, str) and value in self.files else value
+
+        return replaced(self.calculator.arguments) if self.calculator is not None else {}
+
+    @property
+    def n_trajectories_per_job(self) -> int:
+        """NVE runs in one job."""
+        return self.nve.trajectories_per_job or (self.nve.n_trajectories if self.engine == "torch-sim" else 1)
 
     def nvt_settings(self, seed: int) -> "NvtSettings":
         """Return the settings of the NVT run."""
@@ -390,7 +431,7 @@ class Sampling(Section):
             stride=self.nvt.stride,
             friction=self.friction,
             seed=seed,
-            thermostat="langevin" if self.engine == "ase" else "csvr",
+            thermostat="csvr" if self.engine == "cp2k" else "langevin",
         )
 
     def nve_settings(self, is_periodic: bool) -> "NveSettings":

@@ -264,6 +264,7 @@ class _Check:
         self._groups(atoms)
         self._measured()
         self._convergence(runs)
+        self._devices()
         self._computers()
         unique = dict.fromkeys
         return CampaignReport(
@@ -515,7 +516,7 @@ class _Check:
                 f"leaves {spacing:.0f} fs between the starts of the NVE runs, which stay correlated",
                 "lengthen the NVT run: 500 fs and more for a liquid",
             )
-        if sampling.engine == "ase":
+        if sampling.engine != "cp2k":
             self._calculator(atoms)
         elif self._exists(sampling.template):
             self._md_template(atoms)
@@ -559,11 +560,23 @@ class _Check:
             )
         if not self.campaign.computer_for("md").is_local:
             return  # what is installed here says nothing about the computer that runs the MD
+        arguments = sampling.arguments(lambda name: str(self.campaign.path(name)))
         try:
+            if sampling.engine == "torch-sim":
+                from mimyria_wf.torchsim_models import make_model
+
+                if sampling.device != "cpu" and not _has_gpu():
+                    return  # reported with the device
+                make_model(sampling.calculator.import_path, arguments, sampling.device, sampling.precision)
+                return
             calculator = make_calculator(sampling.calculator.import_path, arguments)
         except EngineError as error:
-            key = "arguments" if "cannot be built" in str(error) else "import"
-            statement, _, remedy = str(error).partition(": ")[2].partition("; ")
+            text = str(error)
+            if not text.startswith("calculator "):
+                self.error(("sampling", "engine"), f"torch-sim does not work, {text}", "")
+                return
+            key = "arguments" if "cannot be built" in text else "import"
+            statement, _, remedy = text.partition(": ")[2].partition("; ")
             self.error((*here, key), f"does not work, {statement}", remedy or "correct it")
             return
         if sampling.calculator.import_path.startswith("tblite.") and system.charge == 0:
@@ -1004,6 +1017,20 @@ class _Check:
                 f"write {len(runs)}: that many are used",
             )
 
+    def _devices(self) -> None:
+        """Check that GPUs which this machine is to have are there."""
+        sections: dict[str, Step] = {"sampling": "md", "training": "training", "prediction": "prediction"}
+        for name, step in sections.items():
+            section = getattr(self.campaign, name)
+            if getattr(section, "device", "cpu") == "cpu" or not self.campaign.computer_for(step).is_local:
+                continue
+            if not _has_gpu():
+                self.error(
+                    (name, "device"),
+                    f"asks for {section.device}, but torch sees no GPU on this machine",
+                    f"write cpu, or name a code on a computer with a GPU under computers.{step}",
+                )
+
     def _computers(self) -> None:
         campaign = self.campaign
         used = {id(campaign.computer_for(step)) for step in campaign.steps_run}
@@ -1045,7 +1072,7 @@ def estimate_cost(campaign: Campaign, n_atoms: int, n_frames: Sequence[int]) -> 
     n_md_steps = 0
     if sampling is not None:
         n_md_steps = sampling.n_nvt_steps + sampling.nve.n_trajectories * sampling.n_nve_steps
-        jobs["md"] = 1 + math.ceil(sampling.nve.n_trajectories / sampling.nve.trajectories_per_job)
+        jobs["md"] = 1 + math.ceil(sampling.nve.n_trajectories / sampling.n_trajectories_per_job)
         seconds: float | None = None
         if sampling.calculator is not None and sampling.calculator.import_path.startswith("tblite."):
             seconds = TBLITE_SECONDS_PER_STEP * growth
@@ -1111,6 +1138,12 @@ def _names_in_data_file(path: Path) -> dict[str, frozenset[str]]:
             if len(words) > 1 and words[0].isalpha() and words[0][0].isupper():
                 names.setdefault(words[0].upper(), set()).update(word.upper() for word in words[1:])
     return {symbol: frozenset(found) for symbol, found in names.items()}
+
+
+def _has_gpu() -> bool:
+    import torch  # which takes seconds: only where somebody asks for a GPU
+
+    return torch.cuda.is_available()
 
 
 def _is_nnp(path: Path) -> bool:

@@ -223,8 +223,23 @@ def _range_arguments(parser: argparse.ArgumentParser) -> None:
 def _configure_md(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ensemble", choices=("nvt", "nve"), help="with a thermostat, or free")
     parser.add_argument("structure", type=Path, help="nvt: a structure; nve: starts (extxyz with velocities)")
-    parser.add_argument("--calculator", required=True, help="import path of an ASE calculator, e.g. tblite.ase.TBLite")
+    parser.add_argument(
+        "--calculator",
+        required=True,
+        help="import path of an ASE calculator, e.g. tblite.ase.TBLite, or of a potential of torch-sim",
+    )
     parser.add_argument("--arguments", type=_json_object, default={}, help="its arguments as JSON")
+    parser.add_argument(
+        "--engine",
+        choices=("ase", "torch-sim"),
+        default="ase",
+        help="what kind the calculator is; torch-sim moves all NVE runs in one batch",
+    )
+    parser.add_argument("--device", default="cpu", help="torch-sim: cpu or cuda")
+    parser.add_argument(
+        "--dtype", choices=("float64", "float32"), default="float64", help="torch-sim: of the potential"
+    )
+    parser.add_argument("--batch-size", type=int, help="torch-sim: NVE runs at a time (default all)")
     parser.add_argument("--timestep-fs", type=float, required=True, help="MD step")
     parser.add_argument("--length-ps", type=float, required=True, help="of each run, equilibration included")
     parser.add_argument("--stride", type=int, default=1, help="steps between stored frames")
@@ -243,11 +258,17 @@ def _md(chosen: argparse.Namespace) -> dict[str, Any]:
     from mimyria_wf.errors import CampaignError
     from mimyria_wf.md import NveSettings, NvtSettings, sample_nve, sample_nvt
 
+    if chosen.ensemble == "nvt" and chosen.temperature_K is None:
+        raise CampaignError("md nvt needs --temperature-K")
     calculator = {"import": chosen.calculator, "arguments": chosen.arguments}
+    potential: dict[str, Any] = {
+        "engine": chosen.engine,
+        "device": chosen.device,
+        "dtype": chosen.dtype,
+        "progress": progress_for(chosen),
+    }
     n_steps = round(1000 * chosen.length_ps / chosen.timestep_fs)
     if chosen.ensemble == "nvt":
-        if chosen.temperature_K is None:
-            raise CampaignError("md nvt needs --temperature-K")
         return sample_nvt(
             chosen.structure,
             chosen.output,
@@ -264,7 +285,7 @@ def _md(chosen: argparse.Namespace) -> dict[str, Any]:
             n_starts=chosen.n_starts,
             charge=chosen.charge or 0,
             multiplicity=chosen.multiplicity or 1,
-            progress=progress_for(chosen),
+            **potential,
         )
     return sample_nve(
         chosen.structure,
@@ -279,7 +300,8 @@ def _md(chosen: argparse.Namespace) -> dict[str, Any]:
         indices=chosen.indices,
         charge=chosen.charge,
         multiplicity=chosen.multiplicity,
-        progress=progress_for(chosen),
+        batch_size=chosen.batch_size,
+        **potential,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -212,6 +213,50 @@ def test_nve(code: orm.AbstractCode, starts: orm.SinglefileData) -> None:
     assert chosen.indices == [1, 2]
     assert chosen.remove_rotation
     assert len(list(ase.io.iread(io.StringIO(files["starts.extxyz"]), index=":", format="extxyz"))) == 3
+
+
+def test_md_with_torch_sim_and_a_file(code: orm.AbstractCode, starts: orm.SinglefileData) -> None:
+    inputs = {
+        "code": code,
+        "starts": starts,
+        "indices": orm.List([0, 1, 2]),
+        "calculator": orm.Dict({"import": "mimyria_wf.torchsim_models:mace", "arguments": {"model": "mace.model"}}),
+        "files": {"file_00": single_file("weights", "mace.model")},
+        "settings": orm.Dict(
+            {"timestep_fs": 0.5, "length_ps": 1.0, "engine": "torch-sim", "device": "cuda", "dtype": "float32"}
+        ),
+    }
+    info, files, _ = prepare("mimyria_wf.md.nve", inputs)
+    (chosen,) = parse_command_lines(info)
+    assert (chosen.engine, chosen.device, chosen.dtype, chosen.batch_size) == ("torch-sim", "cuda", "float32", None)
+    assert files[chosen.arguments["model"]] == "weights"
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_job_goes_on_with_what_one_before_it_left(
+    left: bool, code: orm.AbstractCode, starts: orm.SinglefileData, tmp_path: Path
+) -> None:
+    """Run the lines of the batch script: finished and partial files are copied, and nothing fails without them."""
+    before = tmp_path / "before"
+    before.mkdir()
+    if left:
+        for name in ("nve-000.h5", "nve-001.h5.part", "result-0.json"):
+            (before / name).write_text(name)
+    inputs = {
+        "code": code,
+        "starts": starts,
+        "indices": orm.List([0, 1]),
+        "calculator": orm.Dict({"import": "tblite.ase.TBLite", "arguments": {}}),
+        "settings": orm.Dict({"timestep_fs": 0.5, "length_ps": 1.0}),
+        "partial": orm.RemoteData(remote_path=str(before), computer=code.computer),
+    }
+    info, _, _ = prepare("mimyria_wf.md.nve", inputs)
+    job = tmp_path / "job"
+    job.mkdir()
+    for path, name in links_of(info):
+        (job / name).symlink_to(path)
+    subprocess.run(["bash", "-e", "-c", info.prepend_text], cwd=job, check=True)
+    assert {path.name for path in job.iterdir()} - {"partial"} == ({"nve-000.h5", "nve-001.h5.part"} if left else set())
 
 
 def test_selection(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteData]) -> None:

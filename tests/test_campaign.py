@@ -70,8 +70,8 @@ BAD = [
         "  timestep_fs: 0.5",
         "  timestep_fs: 0.5\n  thermostat: csvr",
         (
-            "sampling.thermostat is not a key of sampling: known keys are engine, calculator, template, "
-            "files, timestep_fs, temperature_K, nvt, nve (campaign.yaml, line 12)"
+            "sampling.thermostat is not a key of sampling: known keys are engine, calculator, device, "
+            "precision, batch_size, template, files, timestep_fs, temperature_K, nvt, nve (campaign.yaml, line 12)"
         ),
         id="unknown_key",
     ),
@@ -315,8 +315,20 @@ BAD = [
     pytest.param(
         "  engine: ase",
         "  engine: lammps",
-        "sampling.engine must be ase or cp2k, got 'lammps': choose one of them (campaign.yaml, line 9)",
+        "sampling.engine must be ase, cp2k or torch-sim, got 'lammps': choose one of them (campaign.yaml, line 9)",
         id="unknown_md_engine",
+    ),
+    pytest.param(
+        "  engine: ase",
+        "  engine: ase\n  device: cuda",
+        "sampling.device is for engine: torch-sim: remove it or change the engine (campaign.yaml, line 10)",
+        id="device_of_another_engine",
+    ),
+    pytest.param(
+        "  engine: ase",
+        "  engine: torch-sim\n  precision: single",
+        "sampling.precision must be float64 or float32, got 'single': choose one of them (campaign.yaml, line 10)",
+        id="unknown_precision",
     ),
     pytest.param(
         "preset: default",

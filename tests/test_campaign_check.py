@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.io import read, write
 
@@ -42,6 +43,10 @@ training:
   sizes: [10, 20, 40]
   test_size: 20
 """
+TORCH_SIM = CLUSTER.replace("engine: ase", "engine: torch-sim").replace(
+    "tblite.ase.TBLite, arguments: {method: GFN2-xTB, verbosity: 0}",
+    "mimyria_wf.flexible_water:flexible_water, arguments: {damping: 0.2}",
+)
 BULK = """\
 name: bulk
 seed: 1
@@ -414,6 +419,28 @@ BAD = [
         id="calculator_method",
     ),
     pytest.param(
+        swap(CLUSTER, "engine: ase", "engine: torch-sim"),
+        [],
+        "sampling.calculator.import does not work, TBLite is not a potential of torch-sim ... (campaign.yaml, line 8)",
+        id="not_a_potential_of_torch_sim",
+    ),
+    pytest.param(
+        swap(TORCH_SIM, "damping: 0.2", "dampening: 0.2"),
+        [],
+        "sampling.calculator.arguments does not work, cannot be built with ... (campaign.yaml, line 8)",
+        id="arguments_of_a_potential_of_torch_sim",
+    ),
+    pytest.param(
+        swap(TORCH_SIM, "engine: torch-sim", "engine: torch-sim\n  device: cuda"),
+        [],
+        (
+            "sampling.device asks for cuda, but torch sees no GPU on this machine: write cpu, or name a code on a "
+            "computer with a GPU under computers.md (campaign.yaml, line 8)"
+        ),
+        id="no_such_device",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+    ),
+    pytest.param(
         swap(BULK, "bulk.extxyz", "bulk.extxyz\n  volume_A3: 240.0"),
         [],
         "system.volume_A3 is for clusters, but the system is periodic: remove it (campaign.yaml, line 5)",
@@ -523,7 +550,7 @@ BAD = [
         id="cutoff_of_preset_beyond_cell",
     ),
     pytest.param(
-        swap(BULK, "  sizes", "  overrides: {apt: {cutoff: 6.1}}\n  sizes"),
+        swap(BULK, "  sizes", "  overrides: {apt: {cutoff: 6.1}, pgt: {cutoff: 4}}\n  sizes"),
         [structure("bulk.extxyz", cell=[7.0, 7.0, 7.0, 90, 90, 55])],
         (
             "training.overrides.apt.cutoff has a cutoff of 6.1 A beyond the cell, whose shortest height "
@@ -533,10 +560,10 @@ BAD = [
         id="cutoff_beyond_height_of_skewed_cell",
     ),
     pytest.param(
-        swap(CLUSTER, "  sizes", "  overrides: {n_layer: 3}\n  sizes"),
+        swap(CLUSTER, "  sizes", "  overrides: {n_step: 3}\n  sizes"),
         [],
         (
-            "training.overrides.n_layer is not a setting of network or training: did you mean n_layers? "
+            "training.overrides.n_step is not a setting of network or training: did you mean n_steps? "
             "(campaign.yaml, line 18)"
         ),
         id="unknown_override",
@@ -1170,7 +1197,7 @@ def test_there_are_many_kinds_of_bad_data() -> None:
     assert len({case.id for case in BAD}) == len(BAD) >= 40
 
 
-@pytest.mark.parametrize("text", [CLUSTER, BULK, GIVEN], ids=["cluster", "bulk", "given"])
+@pytest.mark.parametrize("text", [CLUSTER, BULK, GIVEN, TORCH_SIM], ids=["cluster", "bulk", "given", "torch_sim"])
 def test_good_campaign_has_no_errors(tmp_path: Path, text: str) -> None:
     report = check(tmp_path, text)
     assert [str(problem) for problem in report.errors] == []
@@ -1228,6 +1255,23 @@ def test_estimate_of_the_cluster(tmp_path: Path) -> None:
     hours = estimate.core_hours["labels"]
     assert hours == pytest.approx(13 * 4060 * 2.5e-3 / 3600, rel=1e-12)
     assert any("13 field points" in line for line in estimate.lines())
+
+
+def test_torch_sim_runs_all_trajectories_in_one_job(tmp_path: Path) -> None:
+    assert check(tmp_path, TORCH_SIM).estimate.jobs["md"] == 2
+    few = swap(TORCH_SIM, "length_ps: 2.0", "length_ps: 2.0\n    trajectories_per_job: 3")
+    assert check(tmp_path, few).estimate.jobs["md"] == 4
+
+
+def test_a_calculator_finds_its_files_beside_the_campaign(tmp_path: Path) -> None:
+    """The same name, the path here and the name in the job."""
+    text = swap(CLUSTER, "verbosity: 0}}", "verbosity: 0}}\n  files: [models/potential.pt]")
+    text = swap(text, "method: GFN2-xTB", "method: GFN2-xTB, guess: models/potential.pt")
+    (tmp_path / "campaign.yaml").write_text(text)
+    sampling = load_campaign(tmp_path / "campaign.yaml").sampling
+    assert sampling is not None
+    assert sampling.arguments(lambda name: f"<{name}>")["guess"] == "<models/potential.pt>"
+    assert sampling.arguments(lambda name: "")["method"] == "GFN2-xTB"
 
 
 def test_estimate_of_cp2k_is_unknown_until_the_user_knows_better(tmp_path: Path) -> None:

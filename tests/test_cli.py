@@ -76,10 +76,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("A", "B", "C"):
         arguments = f"label {path}/{name}0.extxyz --engine tblite --targets apt pgt -o {path}/{name}.extxyz"
         assert main(arguments.split()) == 0
-    for target, preset in (("apt", "paper"), ("pgt", "default")):
+    for target, preset, settings in (("apt", "paper", TINY), ("pgt", "default", {"n_steps": 3})):
         arguments = f"train --target {target} --train {path}/A.extxyz --test {path}/B.extxyz --preset {preset}"
         arguments += f" -o {path}/{target}_model"
-        assert main([*arguments.split(), "--set", json.dumps(TINY)]) == 0
+        assert main([*arguments.split(), "--set", json.dumps(settings)]) == 0
     calculator = ["--calculator", "tblite.ase.TBLite", "--arguments", '{"method": "GFN2-xTB", "verbosity": 0}']
     nvt = f"md nvt {path}/water.xyz --timestep-fs 0.5 --length-ps 0.02 --temperature-K 300 --stride 2 --n-starts 2"
     assert main([*nvt.split(), *calculator, "--seed", "3", "-o", str(path)]) == 0
@@ -239,7 +239,7 @@ def test_train_takes_several_files_the_first_few_and_a_warm_start(folder: Path, 
 
 def test_train_with_one_seed_gives_one_model(folder: Path, tmp_path: Path, cli: Cli) -> None:
     common = ["train", "--target", "apt", "--train", folder / "A.extxyz", "--test", folder / "B.extxyz"]
-    common += ["--set", json.dumps(TINY)]
+    common += ["--set", json.dumps({"n_steps": 3})]
     one, same, other = (
         cli(*common, "--seed", seed, "-o", tmp_path / name)["test"]["rmse"]
         for seed, name in ((1, "one"), (1, "same"), (2, "other"))
@@ -428,6 +428,19 @@ def test_select_draws_from_trajectories(folder: Path, tmp_path: Path, cli: Cli) 
     name, frame = result["training"][0].split("/")
     expected = open_trajectory(folder / f"{name}.h5").atoms(int(frame)).positions
     np.testing.assert_allclose(snapshots[0].positions, expected, atol=1e-7)  # extxyz writes 8 decimals
+
+
+def test_md_moves_all_starts_in_one_batch(tmp_path: Path, cli: Cli) -> None:
+    ase.io.write(tmp_path / "water.xyz", molecule("H2O"))
+    potential = ("--engine", "torch-sim", "--calculator", "mimyria_wf.flexible_water:flexible_water")
+    common = (*potential, "--timestep-fs", 0.5, "-o", tmp_path)
+    nvt = ("--length-ps", 0.02, "--stride", 2, "--temperature-K", 300, "--n-starts", 3, "--seed", 1)
+    cli("md", "nvt", tmp_path / "water.xyz", *common, *nvt)
+    result = cli("md", "nve", tmp_path / "starts.extxyz", *common, "--length-ps", 0.01, "--batch-size", 2)
+    assert [run["name"] for run in result["trajectories"]] == ["nve-000", "nve-001", "nve-002"]
+    assert all(run["n_frames"] == 20 for run in result["trajectories"])
+    again = cli("md", "nve", tmp_path / "starts.extxyz", *common, "--length-ps", 0.01)
+    assert all(run["was_skipped"] for run in again["trajectories"])
 
 
 def test_convert_and_md_agree_on_the_frames(folder: Path, tmp_path: Path, cli: Cli) -> None:
@@ -619,6 +632,11 @@ BAD_INPUT = {
     "unknown calculator": (
         "md nvt {f}/water.xyz --calculator ase.magic.Wand --timestep-fs 1 --length-ps 0.1 --temperature-K 9 -o {t}/out",
         "ase.magic",
+    ),
+    "a potential that is none of torch-sim": (
+        "md nve {f}/starts.extxyz --engine torch-sim --calculator tblite.ase.TBLite --timestep-fs 1 --length-ps 0.1 "
+        "-o {t}/out",
+        "not a potential of torch-sim",
     ),
     "nvt without temperature": (
         "md nvt {f}/water.xyz --calculator tblite.ase.TBLite --timestep-fs 1 --length-ps 0.1 -o {t}/out",

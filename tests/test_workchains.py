@@ -48,7 +48,7 @@ DIMER = ase.Atoms(
     ],
 )
 CLUSTER = {"charge": 0, "volume_A3": 60.0}
-TINY_NETWORK = {"n_steps": 5, "multiplicities": [4, 2], "n_layers": 1, "radial_hidden": [8], "n_radial": 4}
+SHORT = {"n_steps": 5}
 
 
 def dimers(n: int, seed: int = 1) -> list[ase.Atoms]:
@@ -286,7 +286,7 @@ def finished(home: Home) -> tuple[Home, Path, list[str]]:
         computers={step: {"code": "own@localhost"} for step in ("md", "training", "prediction", "spectra")},
         sampling=sampling(3),
         labels={"engine": "tblite", "accuracy": 0.9, "snapshots_per_job": 1},
-        training={"sizes": [2, 3], "test_size": 2, "overrides": TINY_NETWORK},
+        training={"sizes": [2, 3], "test_size": 2, "overrides": SHORT},
         convergence={"minimum_iterations": 2, "trajectories": 2},
         reference={"trajectory": 0, "n_frames": 210},
         spectra={
@@ -477,7 +477,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ase.io.write(folder / "train.extxyz", labelled[:3])
     ase.io.write(folder / "test.extxyz", labelled[3:])
     train = f"train --target apt --train {folder}/train.extxyz --test {folder}/test.extxyz -o {folder}/model"
-    assert main([*train.split(), "--set", json.dumps(TINY_NETWORK)]) == 0
+    assert main([*train.split(), "--set", json.dumps(SHORT)]) == 0
     return folder
 
 
@@ -502,7 +502,7 @@ def test_labels_and_trajectories_given(home: Home, given: Path) -> None:
         system=CLUSTER,
         trajectories=given_runs(given),
         labels={"given": str(given / "labels.extxyz")},
-        training={"targets": ["apt"], "sizes": [3], "test_size": 2, "overrides": TINY_NETWORK},
+        training={"targets": ["apt"], "sizes": [3], "test_size": 2, "overrides": SHORT},
         convergence={"minimum_iterations": 1},
     )
     status = home.json("run", path, "--quiet")
@@ -517,7 +517,7 @@ def test_failed_campaign_is_repeated_with_what_it_finished(home: Home) -> None:
         "failing",
         sampling=sampling(1),
         labels={"engine": "tblite", "accuracy": 0.8},
-        training={"targets": ["apt"], "sizes": [2], "test_size": 2, "overrides": {**TINY_NETWORK, "n_steps": 20000}},
+        training={"targets": ["apt"], "sizes": [2], "test_size": 2, "overrides": {"n_steps": 20000}},
         convergence={"minimum_iterations": 1},
     )
     process = home.start("run", path)
@@ -573,7 +573,7 @@ def test_failing_labels_end_the_campaign_with_one_clear_line(home: Home, tmp_pat
         system=CLUSTER,
         trajectories=[str(tmp_path / f"wreck-{k}.h5") for k in range(3)],
         labels={"engine": "tblite"},
-        training={"targets": ["apt"], "sizes": [2], "test_size": 2, "overrides": TINY_NETWORK},
+        training={"targets": ["apt"], "sizes": [2], "test_size": 2, "overrides": SHORT},
         convergence={"minimum_iterations": 1},
         spectra={"window_fs": 5},
     )

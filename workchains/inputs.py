@@ -107,16 +107,20 @@ def _sampling_inputs(campaign: Campaign, sampling: Sampling, codes: Mapping[str,
         "stride": sampling.nve.stride,
     }
     nve["remove_rotation"] = sampling.nve_settings(is_periodic=not is_cluster).remove_rotation
-    if sampling.engine == "ase":
-        nvt["friction_per_ps"] = sampling.friction * 1000
-    else:
+    if sampling.engine == "cp2k":
         nvt["time_constant_fs"] = 1 / sampling.friction
+    else:
+        nvt["friction_per_ps"] = sampling.friction * 1000
+    if sampling.engine == "torch-sim":
+        potential = {"engine": sampling.engine, "device": sampling.device, "dtype": sampling.precision}
+        nvt |= potential
+        nve |= potential | _present(batch_size=sampling.batch_size)
     settings = {
         "engine": sampling.engine,
         "nvt": nvt,
         "nve": nve,
         "n_trajectories": sampling.nve.n_trajectories,
-        "trajectories_per_job": sampling.nve.trajectories_per_job,
+        "trajectories_per_job": sampling.n_trajectories_per_job,
         "max_concurrent": computer.max_concurrent,
     }
     inputs: dict[str, Any] = {
@@ -124,18 +128,17 @@ def _sampling_inputs(campaign: Campaign, sampling: Sampling, codes: Mapping[str,
         "settings": orm.Dict(settings),
         "options": orm.Dict(computer.options()),
     }
-    if sampling.engine == "ase":
-        inputs["code"] = codes[computer.code]
     if sampling.engine == "cp2k":
         inputs["md_code"] = codes[computer.code]
         assert sampling.template is not None
         inputs["template"] = orm.SinglefileData(campaign.path(sampling.template))
-        inputs["files"] = _file_nodes(campaign, sampling.files)
     else:
+        inputs["code"] = codes[computer.code]
         assert sampling.calculator is not None
-        inputs["calculator"] = orm.Dict(
-            {"import": sampling.calculator.import_path, "arguments": sampling.calculator.arguments}
-        )
+        arguments = sampling.arguments(lambda name: Path(name).name)
+        inputs["calculator"] = orm.Dict({"import": sampling.calculator.import_path, "arguments": arguments})
+    if sampling.files:
+        inputs["files"] = _file_nodes(campaign, sampling.files)
     return inputs
 
 

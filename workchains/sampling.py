@@ -26,7 +26,7 @@ class SamplingWorkChain(WindowedWorkChain):
         spec.input("code", valid_type=orm.AbstractCode, help="The console script mimyria-wf.")
         spec.input("md_code", valid_type=orm.AbstractCode, required=False, help="CP2K, for engine cp2k.")
         spec.input("structure", valid_type=orm.StructureData)
-        spec.input("calculator", valid_type=orm.Dict, required=False, help="ASE calculator, for engine ase.")
+        spec.input("calculator", valid_type=orm.Dict, required=False, help="For engines ase and torch-sim.")
         spec.input("template", valid_type=orm.SinglefileData, required=False, help="CP2K input, for engine cp2k.")
         spec.input_namespace("files", valid_type=orm.SinglefileData, dynamic=True, required=False)
         spec.input(
@@ -101,10 +101,10 @@ class SamplingWorkChain(WindowedWorkChain):
         if self.inputs.settings["engine"] == "cp2k":
             inputs["cp2k_code"] = self.inputs.md_code
             inputs["template"] = self.inputs.template
-            if "files" in self.inputs:
-                inputs["files"] = dict(self.inputs.files)
         else:
             inputs["calculator"] = self.inputs.calculator
+        if "files" in self.inputs:
+            inputs["files"] = dict(self.inputs.files)
         inputs["settings"] = orm.Dict(flags)
         prefix = "cp2k" if self.inputs.settings["engine"] == "cp2k" else "md"
         return CalculationFactory(f"mimyria_wf.{prefix}.{ensemble}"), inputs

@@ -32,7 +32,16 @@ class WindowedWorkChain(WorkChain):
         """Submit the next jobs and wait for all of them."""
         window = [self.ctx.queue.pop(0) for _ in range(min(self.ctx.max_concurrent, len(self.ctx.queue)))]
         self.ctx.window = window
-        return ToContext(**{entry["label"]: self.submit_once(entry["label"], *self.job(entry)) for entry in window})
+        return ToContext(**{entry["label"]: self.submit_once(entry["label"], *self._inputs(entry)) for entry in window})
+
+    def _inputs(self, entry: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return process class and inputs; the second attempt goes on from what the first has left."""
+        process, inputs = self.job(entry)
+        if entry.get("attempt", 1) > 1 and getattr(process, "resumes", ()):
+            ended = self.ctx[entry["label"].removesuffix("_again")]
+            if "remote_folder" in ended.outputs:
+                inputs["partial"] = ended.outputs.remote_folder
+        return process, inputs
 
     def inspect_window(self) -> Any:
         """Sort the window's jobs into done and failed; a failed job is tried a second time.
