@@ -17,15 +17,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from label_sets import LabelSet, add_arguments, label_sets
 
 from mimyria_wf.irreps import from_irreps
 from mimyria_wf.labels import LabelledSnapshot
-from mimyria_wf.network import ResponseNetwork
 from mimyria_wf.plots import COLOURS
 from mimyria_wf.presets import TARGETS, Target, resolve
+from mimyria_wf.selection import select_by_uncertainty
 from mimyria_wf.training import train
 
 
@@ -47,7 +48,7 @@ class Point:
     seconds: float
 
 
-def site_r2(network: ResponseNetwork, labels: Sequence[LabelledSnapshot]) -> float:
+def site_r2(network: Any, labels: Sequence[LabelledSnapshot]) -> float:
     """Return 1 - sum (error)^2 / sum (deviation of each atom's tensor from its own mean)^2 over all components.
 
     NaN unless all snapshots hold the same atoms.
@@ -71,7 +72,7 @@ class Pool:
         self.chosen: list[LabelledSnapshot] = []
         self.selection = selection
 
-    def first(self, size: int, network: ResponseNetwork | None) -> list[LabelledSnapshot]:
+    def first(self, size: int, network: Any) -> list[LabelledSnapshot]:
         """Return size snapshots, those of the last call among them.
 
         Args:
@@ -82,9 +83,7 @@ class Pool:
         if self.selection == "random" or network is None:
             new = list(range(n_new))
         else:
-            from mimyria_wf.selection import select_by_uncertainty
-
-            new = select_by_uncertainty([network], [s.atoms for s in self.rest], n_new)
+            new = list(select_by_uncertainty([network], [s.atoms for s in self.rest], n_new).indices)
         self.chosen += [self.rest[k] for k in new]
         self.rest = [s for k, s in enumerate(self.rest) if k not in set(new)]
         return list(self.chosen)

@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--presets", nargs=2, default=["default", "paper"], metavar=("FAST", "SLOW"))
     parser.add_argument("--n-training", type=int, default=80)
-    parser.add_argument("--factor", type=float, default=1.5, help="between budgets")
+    parser.add_argument("--factors", nargs=2, type=float, default=[1.5, 2.0], help="between budgets of FAST and SLOW")
     parser.add_argument("--limit", type=float, default=float("inf"), help="no budget expected to take longer [s]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=Path("training_time"))
@@ -132,8 +132,8 @@ def main() -> None:
     for labels in label_sets(chosen.systems, chosen.directory, chosen.labels):
         for target in chosen.targets:
             pair: list[list[Run]] = []
-            for preset in chosen.presets:
-                setting, values = budgets(preset, target, chosen.factor)
+            for preset, factor in zip(chosen.presets, chosen.factors, strict=True):
+                setting, values = budgets(preset, target, factor)
                 runs: list[Run] = []
                 for value in values:
                     if runs and runs[-1].seconds * value / runs[-1].budget > chosen.limit:
