@@ -228,6 +228,11 @@ class DensityNetwork(ResponseNetwork):
                             largest = float(rms[part].max())
                             self.density_scale[z, degree, part] = largest if largest > 1e-4 else 1.0
 
+    def standardise(self, components: torch.Tensor, species: torch.Tensor) -> None:
+        """Set mean and scale from training labels, one scale a species, so that all components weigh the same."""
+        super().standardise(components, species)
+        self.scale.copy_(self.scale.pow(2).mean(1, keepdim=True).sqrt().expand_as(self.scale))
+
     def readout_features(self, graph: Graph) -> list[torch.Tensor]:
         """Return the features in which each irreducible block is linear, (n_nodes, 2l+1, n_features) each."""
         environment = graph.environment if graph.environment is not None else self.environment(graph)
@@ -330,12 +335,11 @@ class Product(torch.nn.Module):
     def forward(self, x: torch.Tensor, sizes: list[int], environment: Environment) -> torch.Tensor:
         """Return the features (n_nodes, (l_max+1)^2, n_channels) after the product."""
         t = _product(_normalised(self.first(x, sizes)), _normalised(self.second(x, sizes)), self.coupling)
-        parts, start = [], 0
-        for l, (n_paths, mix) in enumerate(zip(self.n_paths, self.mix)):  # noqa: E741
-            stop = start + n_paths * (2 * l + 1)
-            features = _by_component(t[..., start:stop], 2 * l + 1)
-            parts.append(mix(features, sizes))
-            start = stop
+        widths = [n_paths * (2 * l + 1) for l, n_paths in enumerate(self.n_paths)]  # noqa: E741
+        parts = [
+            mix(_by_component(part, 2 * l + 1), sizes)
+            for l, (part, mix) in enumerate(zip(t.split(widths, dim=2), self.mix))  # noqa: E741
+        ]
         hidden = torch.nn.functional.silu(self.hidden(parts[0] + x[:, :1], sizes) + self.hidden_bias)
         gates = (self.gates(hidden, sizes) + self.gate_bias).view(len(x), self.l_max + 1, self.n_channels)
         gated = [torch.nn.functional.silu(parts[0]) + gates[:, :1]]
@@ -360,14 +364,16 @@ class Message(torch.nn.Module):
         sent = self.send(x, sizes)
         n, m = environment.neighbours.shape
         weights = torch.cat([r @ (self.radial + w) for r, w in zip(environment.radial.split(sizes), self.radial_own)])
-        weights = weights.view(n, m, 2, self.l_max + 1, self.n_sent)
-        neighbours = sent[environment.neighbours.flatten()].view(n, m, -1, self.n_sent)
-        scalars = neighbours[:, :, 0]
+        # split, not slices: the gradient of a slice fills an array of full size.
+        weights_of_l = weights.view(n, m, -1).split(self.n_sent, dim=2)
+        widths = [2 * l + 1 for l in range(self.l_max + 1)]  # noqa: E741
+        index = environment.neighbours.flatten()
+        neighbours = [s[index].view(n, m, w, self.n_sent) for s, w in zip(sent.split(widths, dim=1), widths)]
+        scalars = neighbours[0][:, :, 0]
         parts = []
-        for l in range(self.l_max + 1):  # noqa: E741
-            l_slice = slice(l * l, (l + 1) ** 2)
-            passed = (neighbours[:, :, l_slice] * weights[:, :, 0, l][:, :, None]).sum(1)
-            turned = environment.harmonics[:, :, l_slice].transpose(1, 2) @ (weights[:, :, 1, l] * scalars)
+        for l, harmonics in enumerate(environment.harmonics.split(widths, dim=2)):  # noqa: E741
+            passed = (neighbours[l] * weights_of_l[l][:, :, None]).sum(1)
+            turned = harmonics.transpose(1, 2) @ (weights_of_l[self.l_max + 1 + l] * scalars)
             parts.append(torch.cat([passed, turned], 2))
         return x + self.receive(torch.cat(parts, 1), sizes)
 

@@ -120,11 +120,11 @@ class DensitySettings(NetworkSettings):
     n_channels: int = 16
     cutoff: float = 6.0
     n_radial: int = 9
-    n_bond: int = 4
+    n_bond: int = 6
     message_cutoff: float = 4.0
     n_message_radial: int = 6
     n_message_channels: int = 16
-    n_rounds: int = 1
+    n_rounds: int = 2
     n_products: int = 1
     n_hidden: int = 64
 
@@ -143,10 +143,11 @@ class DensitySettings(NetworkSettings):
             value = getattr(self, name)
             if not isinstance(value, int) or value < lowest:
                 raise ModelError(f"{name} must be an integer >= {lowest}, got {value!r}")
-        if not 0 < self.message_cutoff <= self.cutoff <= MAXIMUM_CUTOFF:
+        if not 0 < self.cutoff <= MAXIMUM_CUTOFF:
+            raise ModelError(f"cutoff must lie in (0, {MAXIMUM_CUTOFF:g}] A, got {self.cutoff:g} A")
+        if not 0 < self.message_cutoff <= self.cutoff:
             raise ModelError(
-                f"0 < message_cutoff <= cutoff <= {MAXIMUM_CUTOFF:g} A must hold, got {self.message_cutoff:g} and "
-                f"{self.cutoff:g} A"
+                f"message_cutoff must lie in (0, cutoff = {self.cutoff:g}] A, got {self.message_cutoff:g} A"
             )
 
 
@@ -157,6 +158,7 @@ class TrainingSettings:
     Attributes:
         n_steps: number of optimizer steps.
         n_epochs: number of passes over the training snapshots; of n_steps and n_epochs the shorter holds.
+        least_epochs: where n_steps are fewer passes than this, so many passes are made.
         batch_size: snapshots a step.
         batch_atoms: where it is not 0, so many snapshots a step as hold about this number of atoms, but not more than
             makes three steps of an epoch.
@@ -186,6 +188,7 @@ class TrainingSettings:
 
     n_steps: int | None = None
     n_epochs: int | None = None
+    least_epochs: int = 0
     batch_size: int = 4
     batch_atoms: int = 0
     learning_rate: float = 1e-2
@@ -241,6 +244,17 @@ _PAPER_TRAINING = TrainingSettings(
     validation_fraction=0.1,
     balances_species=False,
 )
+_DENSITY_TRAINING = TrainingSettings(
+    n_steps=400,
+    least_epochs=25,
+    batch_atoms=400,
+    learning_rate=1e-2,
+    warmup_steps=1,
+    warmup_fraction=0.1,
+    optimizer="adamw",
+    weight_decay=0.7,
+    gradient_clip=1.0,
+)
 PRESETS: dict[str, dict[str, tuple[NetworkSettings, TrainingSettings]]] = {
     "paper": {
         target: (
@@ -258,16 +272,10 @@ PRESETS: dict[str, dict[str, tuple[NetworkSettings, TrainingSettings]]] = {
     },
     "aptnn2023": {"apt": (SimpleSettings(), replace(_PAPER_TRAINING, n_epochs=500))},
     "default": {
-        "apt": (
-            MessagePassingSettings(multiplicities=(16, 8, 4)),
-            TrainingSettings(n_steps=700, n_epochs=80, learning_rate=2e-2),
-        ),
-        "pgt": (
-            MessagePassingSettings(multiplicities=(16, 8, 8, 4), parity="natural", edge_l_max=3),
-            # The first block is the gradient of the isotropic polarizability, a small part of the tensor that makes
-            # up the isotropic spectrum alone.
-            TrainingSettings(n_steps=700, n_epochs=80, learning_rate=2e-2, block_weights=(4.0, 1.0, 1.0, 1.0)),
-        ),
+        "apt": (DensitySettings(l_max=2), _DENSITY_TRAINING),
+        # The first block is the gradient of the isotropic polarizability, a small part of the tensor that makes up the
+        # isotropic spectrum alone.
+        "pgt": (DensitySettings(l_max=3), replace(_DENSITY_TRAINING, block_weights=(4.0, 1.0, 1.0, 1.0))),
     },
 }
 
@@ -296,6 +304,7 @@ def resolve(
     changes = dict(overrides or {})
     if "n_steps" in changes:
         changes.setdefault("n_epochs", None)
+        changes.setdefault("least_epochs", 0)
     elif "n_epochs" in changes:
         changes.setdefault("n_steps", None)
     of_network = {f.name for f in fields(network)}

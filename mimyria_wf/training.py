@@ -78,6 +78,11 @@ def trajectory_of(snapshot: LabelledSnapshot) -> str | None:
     return str(name).rpartition("/")[0] or None if name is not None else None
 
 
+def levels_of_theory(labels: Sequence[LabelledSnapshot]) -> list[str]:
+    """Return what the snapshots say of their level of theory, each once."""
+    return sorted({str(s.atoms.info["level_of_theory"]) for s in labels if "level_of_theory" in s.atoms.info})
+
+
 def validation_split(trajectories: Sequence[str | None], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Split snapshots into training and validation so that the two are not neighbours in time.
 
@@ -249,6 +254,7 @@ def train_files(
     initial_model: str | os.PathLike[str] | None = None,
     threads: int = 1,
     progress: Progress | None = None,
+    pretraining: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Train from label files; write ``model.pt``, ``metrics.json`` and ``history.csv`` into a folder.
 
@@ -257,12 +263,13 @@ def train_files(
         train_path: extended XYZ with the labels.
         test_path: labels for the metrics, or None.
         out_dir: folder, created if absent; a ``checkpoint.pt`` in it is gone on with.
-        preset: ``default`` or ``paper``.
+        preset: a key of :data:`mimyria_wf.presets.PRESETS`.
         overrides: fields of NetworkSettings and TrainingSettings that replace the preset's.
         seed: of weights, order and split, unless overridden.
         initial_model: model file to start from.
         threads: threads of torch, unless overridden.
         progress: called with (step, n_steps, message).
+        pretraining: labels of a cheaper level of theory (``mimyria-wf label --clusters``) that the weights learn first.
 
     Returns:
         what metrics.json holds.
@@ -272,8 +279,38 @@ def train_files(
     training = read_labels(Path(train_path), [target])
     test = read_labels(Path(test_path), [target]) if test_path is not None else ()
     start = load_model(initial_model, target) if initial_model is not None else None
+    cheap = read_labels(Path(pretraining), [target]) if pretraining is not None else []
+    if cheap:
+        if start is not None:
+            raise ModelError("pre-training and an initial model exclude each other: the weights start from one of them")
+        _check_labels(target, cheap, test)
+        if (level := levels_of_theory(cheap)) == levels_of_theory(training):
+            raise LabelError(
+                f"{pretraining} and {train_path} both are of the level of theory {', '.join(level) or '(not stated)'}: "
+                "give labels of one level together, or state level_of_theory in the snapshots"
+            )
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)  # not before the input is known to be good
+    extra: dict[str, Any] = {}
+    if cheap:
+        whole = replace(settings, validation_fraction=0.0, stopping_patience=0, calibration_fraction=0.0)
+        first = train(
+            target,
+            cheap,
+            (),
+            network_settings,
+            whole,
+            checkpoint=folder / "pretraining-checkpoint.pt",
+            progress=progress,
+            metadata={"preset": preset},
+        )
+        start = first.network
+        extra["pretraining"] = {
+            "n_train": len(cheap),
+            "level_of_theory": level,
+            "train": first.report["train"],
+            "seconds": round(time.perf_counter() - started, 2),
+        }
     result = train(
         target,
         training,
@@ -292,7 +329,7 @@ def train_files(
         for row in result.history:
             validation = "" if row.validation_loss is None else row.validation_loss
             writer.writerow([row.step, row.epoch, row.learning_rate, row.loss, validation])
-    report = result.report | {"preset": preset, "seconds": round(time.perf_counter() - started, 2)}
+    report = result.report | extra | {"preset": preset, "seconds": round(time.perf_counter() - started, 2)}
     (folder / "metrics.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
@@ -330,7 +367,7 @@ class _Trainer:
         graphs = [network.prepare(g) for g in graphs]
         self.network, self.graphs = network, graphs
         components = [to_irreps(target, torch.from_numpy(_tensors(s, target))).to(dtype) for s in labels]
-        levels = sorted({str(s.atoms.info["level_of_theory"]) for s in labels if "level_of_theory" in s.atoms.info})
+        levels = levels_of_theory(labels)
         is_same_level = initial_model is not None and initial_model.metadata.get("level_of_theory", []) == levels
         if not is_same_level:
             network.standardise(
@@ -363,8 +400,11 @@ class _Trainer:
             atoms = np.mean([len(graphs[i].species) for i in self.training])
             self.batch_size = max(1, min(round(settings.batch_atoms / atoms), len(self.training) // 3))
         self.steps_per_epoch = math.ceil(len(self.training) / self.batch_size)
+        n_steps = settings.n_steps
+        if n_steps is not None:
+            n_steps = max(n_steps, settings.least_epochs * self.steps_per_epoch)
         self.n_steps = min(
-            n for n in (settings.n_steps, (settings.n_epochs or 0) * self.steps_per_epoch or None) if n is not None
+            n for n in (n_steps, (settings.n_epochs or 0) * self.steps_per_epoch or None) if n is not None
         )
         self.step = 0
         self.plateau_rate = settings.learning_rate
