@@ -113,7 +113,7 @@ def _energy(positions: torch.Tensor, state: Any, pairs: torch.Tensor, cutoff: fl
     gaussian = 2 * damping / math.sqrt(math.pi) * math.exp(-((damping * cutoff) ** 2)) / cutoff
     value = math.erfc(damping * cutoff) / cutoff
     slope = value / cutoff + gaussian
-    charges = torch.where(state.atomic_numbers == 8, CHARGES[8], CHARGES[1]).to(positions.dtype)
+    charges = positions.new_tensor([CHARGES[8], CHARGES[1], CHARGES[1]]).repeat(len(oxygen))
     coulomb = COULOMB * charges[i] * charges[j] * (torch.erfc(damping * r) / r - value + slope * (r - cutoff))
     is_oxygen = (i % 3 == 0) & (j % 3 == 0)
     sixth = (SIGMA / r[is_oxygen]) ** 6

@@ -187,9 +187,10 @@ def _build(calculator: Mapping[str, Any], engine: str, device: str, dtype: str) 
         return TorchSimCalculator(model), engine_name(calculator, dtype)
     if engine != "ase":
         raise EngineError(f"the MD engine must be ase or torch-sim, got {engine!r}")
-    if device != "cpu":
+    if device != "cpu" or dtype != "float64":
         raise EngineError(
-            f"the engine ase leaves the device to its calculator, got device {device}; name it in arguments"
+            f"the engine ase leaves device and precision to its calculator, got {device} and {dtype}; name them in "
+            "arguments"
         )
     return make_calculator(calculator["import"], calculator.get("arguments")), identity
 

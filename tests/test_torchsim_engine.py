@@ -149,12 +149,12 @@ def paths_of(directory: Path, n: int) -> list[Path]:
 def test_batch_equals_ase_in_cells_that_differ(tmp_path):
     triclinic = np.array([[10.1, 0, 0], [1.7, 9.9, 0], [-1.2, 0.9, 10.4]])
     starts = [
-        water(27, 1, 150, triclinic),
-        water(20, 2, 300, np.eye(3) * 10.0),
-        water(27, 3, 700, triclinic * 1.05),
+        water(18, 1, 150, triclinic),
+        water(12, 2, 300, np.eye(3) * 10.0),
+        water(18, 3, 700, triclinic * 1.05),
     ]
     write_starts(tmp_path / "starts.extxyz", starts)
-    settings = NveSettings(timestep=0.5, n_steps=201, stride=2)
+    settings = NveSettings(timestep=0.5, n_steps=161, stride=2)
     result = sample_nve(
         tmp_path / "starts.extxyz", tmp_path / "batch", calculator=WATER, settings=settings, engine="torch-sim"
     )
@@ -162,7 +162,7 @@ def test_batch_equals_ase_in_cells_that_differ(tmp_path):
     for i, start in enumerate(read_starts(tmp_path / "starts.extxyz")):
         expected = run_nve(start, calculator, settings, tmp_path / f"ase-{i}.h5")
         one, other = frames(tmp_path / f"ase-{i}.h5"), frames(tmp_path / "batch" / f"nve-{i:03d}.h5")
-        assert one.n_frames == other.n_frames == 101
+        assert one.n_frames == other.n_frames == 81
         np.testing.assert_array_equal(other.cell, one.cell)
         np.testing.assert_array_equal(other.masses, one.masses)
         assert other.timestep == one.timestep == 1.0
@@ -367,6 +367,7 @@ def test_interrupted_runs_go_on_where_they_were(tmp_path):
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [path.name for path in parts]
 
 
+@pytest.mark.slow
 def test_killed_process_loses_little(tmp_path):
     write_starts(tmp_path / "starts.extxyz", [diatomic(), diatomic(bond=1.01)])
     code = """
@@ -510,8 +511,8 @@ def test_engines_are_named(tmp_path):
     settings = NveSettings(timestep=0.5, n_steps=10)
     with pytest.raises(EngineError, match="engine must be ase or torch-sim, got 'jax'"):
         sample_nve(tmp_path / "starts.extxyz", tmp_path, calculator=SPRINGS, settings=settings, engine="jax")
-    with pytest.raises(EngineError, match="leaves the device to its calculator"):
-        sample_nve(tmp_path / "starts.extxyz", tmp_path, calculator=SPRINGS, settings=settings, device="cuda")
+    with pytest.raises(EngineError, match="leaves device and precision to its calculator, got cpu and float32"):
+        sample_nve(tmp_path / "starts.extxyz", tmp_path, calculator=SPRINGS, settings=settings, dtype="float32")
 
 
 def test_states_are_the_structures_they_are_made_of():
@@ -567,7 +568,7 @@ def test_water_is_the_published_model():
             expected += 332.0637 * charges[i] * charges[j] / r
             if i == j == 0:
                 expected += 4 * 0.1554253 * ((3.165492 / r) ** 12 - (3.165492 / r) ** 6)
-    assert energy == pytest.approx(expected * kcal, abs=1e-5)  # digits of the units
+    assert energy == pytest.approx(expected * kcal, rel=2e-6)  # digits of the units
 
 
 def test_water_that_it_cannot_be():
