@@ -30,12 +30,10 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from mimyria_wf.derivatives import PAIRS
 from mimyria_wf.errors import LabelError, ModelError
 from mimyria_wf.graphs import Graph
 from mimyria_wf.irreps import blocks, change_of_basis, from_irreps, tensor_shape, to_irreps
 from mimyria_wf.labels import LabelledSnapshot
-from mimyria_wf.units import BOHR
 
 Array = npt.NDArray[Any]
 RIDGES = tuple(10.0**k for k in range(-7, 1))
@@ -217,44 +215,6 @@ class Committee:
 def member_components(network: LinearReadout, graph: Graph, n_members: int, seed: int = 0) -> torch.Tensor:
     """Return the components of prediction and members, (1 + n_members, n_nodes, 9 or 18); see :class:`Committee`."""
     return Committee(network, n_members, seed).components(graph)
-
-
-def contract_members(
-    target: str,
-    components: Array,
-    velocities: Array,
-    masses: Array,
-    charge: float = 0.0,
-    projects_sum_rules: bool = True,
-) -> Array:
-    """Return the derivatives of the whole system that members give, Eqs. 3 and 13.
-
-    Contracting and going over to Cartesian tensors are both linear: velocities are coupled to the basis once for all
-    members. Taking the sum-rule residual R off with weights m_i/M takes ``v_com . R`` off the sum.
-
-    Args:
-        target: ``apt`` or ``pgt``.
-        components: (n_frames, n_members, n_atoms, 9 or 18) [unit of the target].
-        velocities: (n_frames, n_atoms, 3) [A/fs].
-        masses: (n_atoms,) [u].
-        charge: total charge [e].
-        projects_sum_rules: make each member's APTs sum to the charge and its PGTs to zero.
-
-    Returns:
-        (n_frames, n_members, 3) [e A/fs] or (n_frames, n_members, 6), order xx yy zz yz xz xy [e^2 a0^2/(E_h fs)].
-    """
-    basis = change_of_basis(target).numpy().reshape(-1, *tensor_shape(target))
-    if target == "pgt":
-        basis = np.stack([basis[:, :, i, j] for i, j in PAIRS], axis=2) / BOHR  # symmetric in the fields
-    coupled = np.einsum("caf,tia->ticf", basis, velocities)
-    found = np.einsum("tkic,ticf->tkf", components, coupled, optimize=True)
-    if projects_sum_rules:
-        residual = components.sum(axis=2, dtype=float)
-        if target == "apt":  # the isotropic component of Q_tot 1 is sqrt(3) Q_tot
-            residual[..., 0] -= math.sqrt(3) * charge
-        drift = np.einsum("caf,i,tia->tcf", basis, masses / masses.sum(), velocities)
-        found = found - np.einsum("tkc,tcf->tkf", residual, drift)
-    return np.asarray(found)
 
 
 def component_variances(network: LinearReadout, graph: Graph) -> torch.Tensor:

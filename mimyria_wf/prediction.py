@@ -27,7 +27,7 @@ import torch
 from ase.data import chemical_symbols
 
 from mimyria_wf import __version__
-from mimyria_wf.committee import Committee, require_posterior
+from mimyria_wf.committee import Committee, label_spreads, require_posterior
 from mimyria_wf.derivatives import PAIRS, DerivativeWriter, read_derivatives
 from mimyria_wf.errors import MimyriaError, ModelError
 from mimyria_wf.frames import Trajectory, TrajectoryReader
@@ -158,7 +158,9 @@ def predict_derivatives(
 
     Returns:
         name, number of frames, stride, temperature, and the sum-rule residual before the projection: root mean square
-        over predicted frames and components of sum_i P_i - Q_tot 1 [e] and of sum_i Q_i [e^2 a0/E_h].
+        over predicted frames and components of sum_i P_i - Q_tot 1 [e] and of sum_i Q_i [e^2 a0/E_h]; with members the
+        ``uncertainty`` by target and species, relative to the spread of the training labels: root mean square over the
+        predicted frames, the largest of a frame, and that frame.
 
     Raises:
         ModelError: no model, a model under the wrong target, an unknown species, groups that do not fit, or no CUDA.
@@ -249,6 +251,8 @@ def predict_derivatives(
             if progress is not None:
                 progress(writer.n_frames, reader.n_frames, f"predict {reader.name}")
         writer.metadata["sum_rule_rms"] = totals.sum_rule_rms()
+        if members:
+            writer.metadata["uncertainty"] = totals.uncertainty()
     summary = _summary(Path(out))
     return summary | ({"restart": writer.restart_note} if writer.restart_note else {})
 
@@ -452,11 +456,14 @@ class _Predicted(_Task):
         residuals: by target, sum over knots of the mean square of the sum-rule residual before the projection.
         members: (n_knots, n_members (3 and/or 6), 3 n_atoms) of a committee, or None; a product with the velocities
             gives [e A/fs] and [e^2 a0^2/(E_h fs)].
+        uncertainties: (n_knots,) of a committee by target and species, such as ``apt O``: root mean square deviation of
+            the members over the species' atoms, relative to the spread of the training labels.
     """
 
     tensors: Array
     residuals: Mapping[str, float]
     members: Array | None = None
+    uncertainties: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass
@@ -467,8 +474,17 @@ class _Totals:
     n_predicted: int = 0
     residuals: dict[str, float] = field(default_factory=dict)
     tensors_size: int = 0
+    uncertainties: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, chunk: _Predicted) -> None:
+        for name, values in chunk.uncertainties.items():
+            if not len(values):
+                continue
+            known = self.uncertainties.setdefault(name, {"square": 0.0, "largest": -1.0, "frame": -1})
+            known["square"] += float((values**2).sum())
+            worst = int(values.argmax())
+            if values[worst] > known["largest"]:
+                known |= {"largest": float(values[worst]), "frame": int(chunk.knots[worst])}
         self.n_chunks = chunk.index + 1
         self.n_predicted += len(chunk.knots)
         for target, square in chunk.residuals.items():
@@ -477,6 +493,17 @@ class _Totals:
     def sum_rule_rms(self) -> dict[str, float]:
         """Return the root mean square of the sum-rule residual before the projection, by target."""
         return {t: float(np.sqrt(s / max(1, self.n_predicted))) for t, s in self.residuals.items()}
+
+    def uncertainty(self) -> dict[str, dict[str, float]]:
+        """Return root mean square and largest relative uncertainty over frames, and the frame of the largest."""
+        return {
+            name: {
+                "rms": float(np.sqrt(known["square"] / max(1, self.n_predicted))),
+                "largest": known["largest"],
+                "frame": known["frame"],
+            }
+            for name, known in self.uncertainties.items()
+        }
 
 
 class _Predictor:
@@ -526,6 +553,7 @@ class _Predictor:
                     found[target].append(tensors.reshape(shape))
         columns: list[Array] = []
         members: list[Array] = []
+        uncertainties: dict[str, Array] = {}
         residuals: dict[str, float] = {}
         for target in self.models:
             tensors = np.concatenate(found[target], axis=1)
@@ -537,12 +565,24 @@ class _Predictor:
             columns.append(tensors[0].reshape(*tensors.shape[1:3], -1))
             if self.n_members:
                 members.append(_fields(tensors[1:]))
+                uncertainties |= self._uncertainties(target, tensors)
         return _Predicted(
             **vars(task),
             tensors=np.concatenate(columns, axis=-1),
             residuals=residuals,
             members=np.concatenate(members, axis=1) if members else None,
+            uncertainties=uncertainties,
         )
+
+    def _uncertainties(self, target: str, tensors: Array) -> dict[str, Array]:
+        """Return the relative uncertainty of each frame by species; tensors (1 + n_members, n_frames, n_atoms, ...)."""
+        network: Any = self.models[target]
+        spreads = dict(zip(network.species, label_spreads(network).tolist()))
+        squares = ((tensors[1:] - tensors[0]) ** 2).reshape(*tensors[1:].shape[:3], -1).sum(axis=3).mean(axis=0)
+        return {
+            f"{target} {chemical_symbols[z]}": np.sqrt(squares[:, self.reader.numbers == z].mean(axis=1)) / spreads[z]
+            for z in np.unique(self.reader.numbers).tolist()
+        }
 
     def _components(self, target: str, graph: Graph) -> torch.Tensor:
         """Return components of the prediction and of all members, (1 + n_members, n_nodes, 9 or 18)."""
@@ -770,6 +810,8 @@ def _summary(path: Path) -> dict[str, Any]:
         "volume": series.volume,
         "sum_rule_rms": series.metadata["sum_rule_rms"],
     }
+    if "uncertainty" in series.metadata:
+        summary["uncertainty"] = series.metadata["uncertainty"]
     if "groups" in series.metadata and series.occupancies is not None:
         summary["occupancies"] = dict(zip(series.group_names, series.occupancies.tolist(), strict=True))
     return summary

@@ -15,7 +15,6 @@ from mimyria_wf import committee
 from mimyria_wf.committee import (
     Committee,
     component_variances,
-    contract_members,
     fit_posterior,
     member_components,
     relative_uncertainties,
@@ -23,14 +22,12 @@ from mimyria_wf.committee import (
     snapshot_grams,
     tensor_deviations,
 )
-from mimyria_wf.derivatives import contract
 from mimyria_wf.errors import LabelError, ModelError
 from mimyria_wf.graphs import Graph, join
 from mimyria_wf.irreps import blocks, from_irreps
 from mimyria_wf.labels import LabelledSnapshot
 from mimyria_wf.network import build_network, load_model, save_model
 from mimyria_wf.presets import DensitySettings, MessagePassingSettings, TrainingSettings
-from mimyria_wf.response import project_apt, project_pgt
 from mimyria_wf.response_network import ResponseNetwork, construction
 from mimyria_wf.selection import select_by_uncertainty
 from mimyria_wf.training import TrainingResult, calibration_split, train
@@ -154,25 +151,6 @@ def test_members_are_functions_of_the_structure(trained):
     torch.testing.assert_close(members.components(join(graphs)), alone)
     torch.testing.assert_close(Committee(trained, 4, seed=9).components(graphs[0]), alone[:, :6])
     assert not torch.allclose(Committee(trained, 4, seed=10).components(graphs[0]), alone[:, :6])
-
-
-@pytest.mark.parametrize("projects", [True, False])
-def test_members_contract_as_their_tensors_do(trained, projects):
-    random = np.random.default_rng(8)
-    atoms = structure(random)
-    n_members, n_frames = 3, 4
-    frames = [structure(random) for _ in range(n_frames)]
-    components = np.stack([member_components(trained, trained.graph(a), n_members)[1:].numpy() for a in frames])
-    velocities, masses = random.normal(size=(n_frames, 6, 3)), atoms.get_masses()
-    found = contract_members(trained.target, components, velocities, masses, 2.0, projects)
-    for k in range(n_members):
-        tensors = from_irreps(trained.target, components[:, k])
-        if projects:
-            is_apt = trained.target == "apt"
-            tensors = project_apt(tensors, masses, 2.0) if is_apt else project_pgt(tensors, masses)
-        pair = contract(**{"apt": None, "pgt": None, trained.target: tensors}, velocities=velocities)
-        expected = next(values for values in pair if values is not None)[:, 0]
-        np.testing.assert_allclose(found[:, k], expected, rtol=0, atol=1e-10 * np.abs(expected).max())
 
 
 def test_uncertainties_are_those_of_the_errors(trained):

@@ -10,10 +10,11 @@ from ase.build import molecule
 from scipy.interpolate import CubicSpline
 
 from mimyria_wf.cca import additivity, cca_spectra
-from mimyria_wf.committee import fit_posterior
+from mimyria_wf.committee import fit_posterior, relative_uncertainties
 from mimyria_wf.derivatives import contract, read_derivatives
 from mimyria_wf.errors import GroupError, ModelError, TrajectoryError
 from mimyria_wf.frames import Trajectory
+from mimyria_wf.graphs import join
 from mimyria_wf.groups import groups_of
 from mimyria_wf.labels import LabelledSnapshot, read_labels
 from mimyria_wf.network import build_network, save_model
@@ -531,6 +532,24 @@ def test_no_members_without_a_posterior(
     assert members.dipole is None
     assert members.polarizability is not None
     assert members.polarizability.shape == (4, 12, 6)
+    assert set(found["files"][0]["uncertainty"]) == {"pgt H", "pgt O"}
+
+
+def test_uncertainty_of_frames_is_that_of_the_posterior(committees: dict[str, ResponseNetwork], tmp_path: Path) -> None:
+    write_trajectory(tmp_path / "run.h5", trajectory(12))
+    reader = open_trajectory(tmp_path / "run.h5")
+    found = predict_derivatives(
+        {"apt": committees["apt"]}, reader, tmp_path / "out.h5", members=300, projects_sum_rules=False, stride=1
+    )
+    network = committees["apt"]
+    graphs = [network.graph(atoms) for atoms in frames_of(trajectory(12))]
+    expected = relative_uncertainties(network, join(graphs))
+    for column, symbol in enumerate(("H", "O")):
+        record = found["uncertainty"][f"apt {symbol}"]
+        # 300 members know a variance to 8 % or better
+        assert record["rms"] == pytest.approx(np.sqrt((expected[:, column] ** 2).mean()), rel=0.1)
+        assert record["largest"] == pytest.approx(expected[record["frame"], column], rel=0.1)
+        assert record["largest"] == pytest.approx(expected[:, column].max(), rel=0.1)
 
 
 def test_too_short_for_a_check(models: dict[str, ResponseNetwork], tmp_path: Path) -> None:
