@@ -1,6 +1,7 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,14 @@ from mimyria_wf.errors import LabelError, ModelError
 from mimyria_wf.irreps import to_irreps
 from mimyria_wf.labels import LabelledSnapshot, write_labels
 from mimyria_wf.network import load_model
-from mimyria_wf.presets import MessagePassingSettings, TrainingSettings
+from mimyria_wf.presets import DensitySettings, MessagePassingSettings, NetworkSettings, TrainingSettings
 from mimyria_wf.response_network import ResponseNetwork
 from mimyria_wf.training import evaluate, train, train_files, validation_split
 
 SMALL = MessagePassingSettings(multiplicities=(8, 4, 2), n_layers=1, n_radial=6, radial_hidden=(16,))
+SMALL_DENSITY = DensitySettings(
+    l_max=3, n_channels=4, n_radial=4, n_bond=2, n_message_radial=3, n_message_channels=4, n_hidden=8
+)
 BRIEF = TrainingSettings(n_steps=12, batch_size=2, warmup_steps=3)
 
 
@@ -119,30 +123,42 @@ def interrupt_at(step: int) -> Callable[[int, int, str], None]:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("network", "settings"),
     [
-        BRIEF,
-        TrainingSettings(n_epochs=4, batch_size=3, schedule="plateau", ema_decay=0.0, validation_fraction=0.2),
+        (SMALL, BRIEF),
+        (SMALL_DENSITY, replace(BRIEF, optimizer="adamw", weight_decay=0.3, gradient_clip=1.0)),
+        (
+            SMALL,
+            TrainingSettings(n_epochs=4, batch_size=3, schedule="plateau", ema_decay=0.0, validation_fraction=0.2),
+        ),
         # so fast that the validation loss soon rises, at a record after the interruption
-        TrainingSettings(
-            n_steps=40, batch_size=3, warmup_steps=0, learning_rate=0.3, validation_fraction=0.2, stopping_patience=4
+        (
+            SMALL,
+            TrainingSettings(
+                n_steps=40,
+                batch_size=3,
+                warmup_steps=0,
+                learning_rate=0.3,
+                validation_fraction=0.2,
+                stopping_patience=4,
+            ),
         ),
     ],
-    ids=["cosine", "plateau", "stopping"],
+    ids=["cosine", "density", "plateau", "stopping"],
 )
 def test_an_interrupted_training_ends_the_same(
-    settings: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: NetworkSettings, settings: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_INTERVAL", 0.0)
     train_set = labels(12, seed=1)
-    whole = train("pgt", train_set, (), SMALL, settings)
+    whole = train("pgt", train_set, (), network, settings)
     checkpoint = tmp_path / "checkpoint.pt"
     with pytest.raises(Interrupted):
-        train("pgt", train_set, (), SMALL, settings, checkpoint=checkpoint, progress=interrupt_at(8))
+        train("pgt", train_set, (), network, settings, checkpoint=checkpoint, progress=interrupt_at(8))
     assert checkpoint.exists()
     seen: list[int] = []
     resumed = train(
-        "pgt", train_set, (), SMALL, settings, checkpoint=checkpoint, progress=lambda done, *_: seen.append(done)
+        "pgt", train_set, (), network, settings, checkpoint=checkpoint, progress=lambda done, *_: seen.append(done)
     )
     assert seen[0] > 4  # it went on
     assert_same(whole.network, resumed.network)
@@ -311,7 +327,7 @@ def test_sum_rule_residuals_are_reported() -> None:
 def test_files(tmp_path: Path) -> None:
     write_labels(tmp_path / "train.extxyz", labels(6, 1))
     write_labels(tmp_path / "test.extxyz", labels(3, 2, name="test"))
-    overrides = {"multiplicities": [8, 4, 2], "n_layers": 1, "n_steps": 10}
+    overrides = {"n_steps": 10}
     report = train_files(
         "apt", tmp_path / "train.extxyz", tmp_path / "test.extxyz", tmp_path / "out", overrides=overrides, seed=4
     )
@@ -334,6 +350,66 @@ def test_files(tmp_path: Path) -> None:
         initial_model=tmp_path / "out/model.pt",
     )
     assert "test" not in again
+
+
+def at_level(level: str, snapshots: list[LabelledSnapshot], factor: float = 1.0) -> list[LabelledSnapshot]:
+    for snapshot in snapshots:
+        snapshot.atoms.info["level_of_theory"] = level
+    return [LabelledSnapshot(s.atoms, factor * s.apt) for s in snapshots]
+
+
+def test_pretraining_on_cheap_labels_helps_where_labels_are_few(tmp_path: Path) -> None:
+    write_labels(tmp_path / "cheap.extxyz", at_level("cheap", labels(12, 5, name="cheap"), factor=0.6))
+    write_labels(tmp_path / "train.extxyz", at_level("good", labels(2, 1)))
+    write_labels(tmp_path / "test.extxyz", at_level("good", labels(10, 2, name="test")))
+    overrides = {"n_steps": 60, "n_channels": 6, "n_rounds": 1}
+    reports = [
+        train_files(
+            "apt",
+            tmp_path / "train.extxyz",
+            tmp_path / "test.extxyz",
+            tmp_path / f"out{k}",
+            overrides=overrides,
+            pretraining=pretraining,
+        )
+        for k, pretraining in enumerate((None, tmp_path / "cheap.extxyz"))
+    ]
+    # the cheap level is the good one but for a factor, which the new standardisation takes away
+    assert reports[1]["test"]["overall_rmse"] < 0.7 * reports[0]["test"]["overall_rmse"], [
+        r["test"]["overall_rmse"] for r in reports
+    ]
+    assert reports[1]["pretraining"]["n_train"] == 12
+    assert reports[1]["pretraining"]["level_of_theory"] == ["cheap"]
+    network = load_model(tmp_path / "out1", "apt")
+    assert network.metadata["level_of_theory"] == ["good"]
+    assert network.metadata["level_of_initial_model"] == ["cheap"]
+    assert not list((tmp_path / "out1").glob("*checkpoint*"))
+
+
+def test_pretraining_needs_another_level_and_no_initial_model(tmp_path: Path) -> None:
+    write_labels(tmp_path / "cheap.extxyz", at_level("cheap", labels(3, 5)))
+    write_labels(tmp_path / "train.extxyz", at_level("cheap", labels(3, 1)))
+    overrides = {"n_steps": 1}
+
+    def run(**options: Path) -> None:
+        train_files(
+            "apt",
+            tmp_path / "train.extxyz",
+            options.pop("test", None),
+            tmp_path / "out",
+            overrides=overrides,
+            pretraining=tmp_path / "cheap.extxyz",
+            **options,
+        )
+
+    with pytest.raises(LabelError, match=r"both are of the level of theory cheap: give labels of one level together"):
+        run()
+    write_labels(tmp_path / "train.extxyz", labels(3, 1))
+    with pytest.raises(LabelError, match=r"snapshot run-0/0 is in the training and in the test labels"):
+        run(test=tmp_path / "cheap.extxyz")
+    run()
+    with pytest.raises(ModelError, match="pre-training and an initial model exclude each other"):
+        run(initial_model=tmp_path / "out")
 
 
 def test_refusals() -> None:
