@@ -310,7 +310,7 @@ def fit_posterior(
         labels: that it was trained on.
         held_out: that neither trunk nor last layer has seen. Without any, folds of the training labels (whole
             trajectories if there are enough) are left out of the last layer, which gives uncertainties that are too
-            small; see the module's text.
+            small, see the module's text, with one alpha for all species and blocks.
 
     Raises:
         ModelError: the network has no linear last layer.
@@ -340,8 +340,11 @@ def fit_posterior(
         likelihoods = -0.5 * (logarithms + counts * np.log(squares / counts))
     best = int(np.argmax(np.where(counts > 0, likelihoods, 0.0).sum(axis=(0, 1))))
     squares, counts = squares[..., best], counts[..., best]
-    pooled = squares.sum(axis=0) / counts.sum(axis=0)
-    alphas = np.sqrt((squares + _PRIOR_OBSERVATIONS * pooled) / (counts + _PRIOR_OBSERVATIONS))
+    if held_out:
+        pooled = squares.sum(axis=0) / counts.sum(axis=0)
+        alphas = np.sqrt((squares + _PRIOR_OBSERVATIONS * pooled) / (counts + _PRIOR_OBSERVATIONS))
+    else:  # how well a trunk knows its labels by heart differs between species and says nothing of other labels
+        alphas = np.full(squares.shape, np.sqrt(squares.sum() / counts.sum()))
     return Posterior(
         grams=tuple(torch.from_numpy(total) for total in totals),
         ridges=RIDGES[best] * _mean_eigenvalues(totals),

@@ -9,6 +9,7 @@ from mimyria_wf.derivatives import (
     DerivativeAccumulator,
     DerivativeSeries,
     DerivativeWriter,
+    Members,
     contract,
     derivative_series,
     find_removed_motion,
@@ -157,6 +158,25 @@ def test_joined_parts_equal_the_whole(tmp_path):
     for key in ("dipole_derivative", "polarizability_derivative", "kinetic_temperature", "apt_square", "pgt_square"):
         np.testing.assert_allclose(getattr(joined, key), getattr(whole, key), rtol=1e-12)
     assert joined.temperature == pytest.approx(whole.temperature, rel=1e-13)
+    assert joined.members is None
+    factors = np.array([0.9, 1.1])[:, None, None]
+    committee = {"committee": {"n_members": 2, "seed": 0}}
+    with_members = [
+        replace(
+            part,
+            members=Members(factors * part.total_dipole_derivative, factors * part.total_polarizability_derivative),
+            metadata={**part.metadata, **committee},
+        )
+        for part in parts
+    ]
+    members = join_derivatives(with_members).members
+    np.testing.assert_allclose(members.dipole, factors * whole.total_dipole_derivative, rtol=1e-12)
+    np.testing.assert_allclose(members.polarizability, factors * whole.total_polarizability_derivative, rtol=1e-12)
+    with pytest.raises(SpectrumError, match="r1 has no members, other parts of the run have one"):
+        join_derivatives([with_members[0], parts[1]])
+    other = replace(with_members[1], metadata={**with_members[1].metadata, "committee": {"n_members": 2, "seed": 1}})
+    with pytest.raises(SpectrumError, match="r0 and r1 were predicted with different committees"):
+        join_derivatives([with_members[0], other])
     for change, message in (
         ({"timestep": 1.0}, "differ in timestep"),
         ({"pgt_square": None}, "r1 has no pgt_square"),
@@ -231,3 +251,14 @@ def test_damaged_files_are_named(tmp_path):
     for read in (read_derivatives, read_series):
         with pytest.raises(SpectrumError, match=r"is a folder; give its files, .*/\*\.h5"):
             read(tmp_path)
+
+
+def test_members_must_go_with_the_prediction():
+    dipole = np.ones((5, 1, 3))
+    for members, message in (
+        (Members(np.ones((2, 4, 3))), r"dipole of members must have shape \(2, 5, 3\), got \(2, 4, 3\)"),
+        (Members(np.ones((2, 5, 3)), np.ones((2, 5, 6))), "must have the same targets, polarizability differs"),
+        (Members(np.full((2, 5, 3), np.nan)), "dipole of members is not finite"),
+    ):
+        with pytest.raises(SpectrumError, match=message):
+            DerivativeSeries("r", 0.5, 300.0, dipole_derivative=dipole, members=members)
