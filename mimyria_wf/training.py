@@ -26,6 +26,7 @@ from mimyria_wf.metrics import TensorErrors, tensor_errors
 from mimyria_wf.network import build_network, load_model, save_model
 from mimyria_wf.presets import NetworkSettings, TrainingSettings, as_plain, resolve
 from mimyria_wf.response_network import ResponseNetwork
+from mimyria_wf.training_plot import plot_training
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int, str], None]
@@ -256,7 +257,7 @@ def train_files(
     progress: Progress | None = None,
     pretraining: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """Train from label files; write ``model.pt``, ``metrics.json`` and ``history.csv`` into a folder.
+    """Train from label files; write ``model.pt``, ``metrics.json``, ``history.csv`` and ``training.png`` into a folder.
 
     Args:
         target: ``apt`` or ``pgt``.
@@ -329,6 +330,7 @@ def train_files(
         for row in result.history:
             validation = "" if row.validation_loss is None else row.validation_loss
             writer.writerow([row.step, row.epoch, row.learning_rate, row.loss, validation])
+    plot_training(folder / "training.png", result.history, f"{target.upper()}, {len(training)} snapshots")
     report = result.report | extra | {"preset": preset, "seconds": round(time.perf_counter() - started, 2)}
     (folder / "metrics.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report

@@ -338,6 +338,7 @@ def test_files(tmp_path: Path) -> None:
     with open(tmp_path / "out/history.csv") as file:
         rows = list(csv.DictReader(file))
     assert int(rows[-1]["step"]) == 10
+    assert (tmp_path / "out/training.png").read_bytes().startswith(b"\x89PNG")
     network = load_model(tmp_path / "out/model.pt", "apt")
     assert network.metadata["preset"] == "default"
     assert network.metadata["test"]["r2"] == report["test"]["r2"]
