@@ -10,10 +10,10 @@ from ase.build import bulk, molecule
 from scipy.spatial.transform import Rotation
 
 from mimyria_wf.errors import ModelError
-from mimyria_wf.graphs import join
+from mimyria_wf.graphs import Graph, join
 from mimyria_wf.irreps import tensor_shape
 from mimyria_wf.network import build_network, load_model, save_model
-from mimyria_wf.presets import MessagePassingSettings, resolve
+from mimyria_wf.presets import DensitySettings, MessagePassingSettings, resolve
 from mimyria_wf.response_network import ResponseNetwork, construction
 
 SETTINGS = {
@@ -220,6 +220,32 @@ def test_refusals(tmp_path: Path) -> None:
 def test_presets_do_not_import_torch() -> None:
     code = "import sys, mimyria_wf.presets, mimyria_wf.metrics; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_network_adapts_to_many_bonds_without_chance() -> None:
+    n = 110_000  # O-H pairs far from each other
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.zeros(n, 3)
+    vectors[:, 0] = 0.97 + 0.03 * torch.randn(n, generator=generator)
+    oxygen, hydrogen = torch.arange(n), torch.arange(n, 2 * n)
+    graph = Graph(
+        species=torch.cat([torch.ones(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)]),
+        senders=torch.cat([hydrogen, oxygen]),
+        receivers=torch.cat([oxygen, hydrogen]),
+        vectors=torch.cat([vectors, -vectors]),
+        snapshot=torch.zeros(2 * n, dtype=torch.int64),
+        n_snapshots=1,
+    )
+    settings = DensitySettings(l_max=2, n_channels=1, n_radial=1, n_bond=1, n_message_radial=1, n_rounds=0)
+    ends = []
+    for seed in (0, 1):
+        network = build_network(settings, [1, 8], "apt", n_neighbours=1.0)
+        torch.manual_seed(seed)
+        network.adapt([graph])
+        ends.append(torch.stack([network.bond_first, network.bond_last]))
+    assert torch.equal(*ends)
+    # 2.88 standard deviations on either side of the mean
+    assert ends[0][:, 0, 1].tolist() == pytest.approx([0.97 - 0.086, 0.97 + 0.086], abs=0.003)
 
 
 def test_simple_network_is_that_of_e3nn() -> None:
