@@ -1,10 +1,12 @@
 """Settings of the response networks and of their training, without importing torch.
 
-Two presets for each target. ``paper`` is Section 2.5 of Schienbein (2026), with the optimizer of Schienbein (2023):
-three gated message-passing layers and one output layer, 6 A, l <= 3, both parities, Adam at 1e-2 whose rate drops
-tenfold when the validation loss has not improved for ten epochs, best epoch kept. ``default`` is a small network for
-one core: two gated layers and one output layer, 4 A, and a fixed number of steps, so that a seed gives one model.
-``aptnn2023``, for APTs alone, is Schienbein, J. Chem. Theory Comput. 19, 705 (2023).
+``default`` and ``accurate`` are networks on species densities with two and three exchanges of messages, trained by
+AdamW with one cycle of the rate, a strong decay of the weights, averaged weights and a fixed number of steps, so that
+a seed gives one model; they were chosen by their error on held-out training labels (docs/networks.md). ``paper`` is
+Section 2.5 of Schienbein (2026) with the optimizer of Schienbein (2023): three gated message-passing layers and one
+output layer, 6 A, l <= 3, both parities, Adam at 1e-2 whose rate drops tenfold when the validation loss has not
+improved for ten epochs, best epoch kept. ``aptnn2023``, for APTs alone, is Schienbein, J. Chem. Theory Comput. 19,
+705 (2023).
 """
 
 from collections.abc import Mapping
@@ -245,7 +247,7 @@ _PAPER_TRAINING = TrainingSettings(
     balances_species=False,
 )
 _DENSITY_TRAINING = TrainingSettings(
-    n_steps=400,
+    n_steps=500,
     least_epochs=25,
     batch_atoms=400,
     learning_rate=1e-2,
@@ -255,6 +257,9 @@ _DENSITY_TRAINING = TrainingSettings(
     weight_decay=0.7,
     gradient_clip=1.0,
 )
+# The first block is the gradient of the isotropic polarizability, a small part of the tensor that makes up the
+# isotropic spectrum alone.
+_PGT_TRAINING = replace(_DENSITY_TRAINING, block_weights=(4.0, 1.0, 1.0, 1.0))
 PRESETS: dict[str, dict[str, tuple[NetworkSettings, TrainingSettings]]] = {
     "paper": {
         target: (
@@ -273,9 +278,11 @@ PRESETS: dict[str, dict[str, tuple[NetworkSettings, TrainingSettings]]] = {
     "aptnn2023": {"apt": (SimpleSettings(), replace(_PAPER_TRAINING, n_epochs=500))},
     "default": {
         "apt": (DensitySettings(l_max=2), _DENSITY_TRAINING),
-        # The first block is the gradient of the isotropic polarizability, a small part of the tensor that makes up the
-        # isotropic spectrum alone.
-        "pgt": (DensitySettings(l_max=3), replace(_DENSITY_TRAINING, block_weights=(4.0, 1.0, 1.0, 1.0))),
+        "pgt": (DensitySettings(l_max=3), _PGT_TRAINING),
+    },
+    "accurate": {
+        "apt": (DensitySettings(l_max=3, n_rounds=3), _DENSITY_TRAINING),
+        "pgt": (DensitySettings(l_max=3, n_rounds=3), _PGT_TRAINING),
     },
 }
 
