@@ -343,6 +343,7 @@ def _open_writer(run: _Run, settings: NveSettings) -> None:
         observables=OBSERVABLES,
     )
     if longest is None:
+        aside.unlink(missing_ok=True)
         return
     for _, chunk in longest.chunks(1000):
         run.writer.extend(chunk)
