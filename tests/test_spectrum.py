@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.integrate import trapezoid
 
-from mimyria_wf.derivatives import DerivativeSeries
+from mimyria_wf.derivatives import DerivativeSeries, Members
 from mimyria_wf.errors import SpectrumError
 from mimyria_wf.spectrum import (
     LINESHAPES,
@@ -17,6 +17,8 @@ from mimyria_wf.spectrum import (
     cosine_series,
     ir_spectrum,
     lineshape,
+    members_distance,
+    model_error,
     raman_spectrum,
     scattering_lineshape,
     spectral_distance,
@@ -418,3 +420,41 @@ def test_velocities_and_differences_of_a_verlet_run_agree(stride):
     assert first.wavenumber[np.argmax(first.n_alpha)] == pytest.approx(3000.0, abs=2.0)
     # canonical: <v^2> is what equipartition holds, and the integral is that of the velocities
     assert second.integrals[0] == pytest.approx(first.integrals[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("change", [{}, {"subtract_mean": True}, {"verlet_timestep": 0.5}, {"estimator": "biased"}])
+def test_members_equal_to_the_prediction_have_its_spectrum(change):
+    """Whatever the settings, and with runs of different lengths, temperatures and origins."""
+    random = np.random.default_rng(3)
+    settings = SpectrumSettings(**change)
+    runs = []
+    for k, n_frames in enumerate((2000, 5000)):
+        dipole, polarizability = random.normal(size=(n_frames, 1, 3)), random.normal(size=(n_frames, 1, 6))
+        series = DerivativeSeries(
+            f"r{k}",
+            0.5,
+            250.0 + 100 * k,
+            dipole_derivative=dipole,
+            polarizability_derivative=polarizability,
+            volume=100.0 * (k + 1),
+            origin=("velocities", "differences")[k],
+            members=Members(np.stack([dipole[:, 0]] * 2), np.stack([polarizability[:, 0]] * 2)),
+        )
+        runs.append(series)
+    ir, raman = ir_spectrum(runs, settings), raman_spectrum(runs, settings)
+    np.testing.assert_allclose(ir.members, np.stack([ir.n_alpha] * 2), rtol=1e-9)
+    assert ir.model_error.max() < 1e-9 * ir.n_alpha.max()
+    np.testing.assert_allclose(ir.total_error, ir.error, rtol=1e-9)
+    for kind, values in raman.weighted_members.items():
+        np.testing.assert_allclose(values, np.stack([raman.weighted[kind]] * 2), rtol=1e-9)
+    assert ir_spectrum([replace(run, members=None) for run in runs], settings).model_error is None
+
+
+def test_the_error_of_the_network_is_about_the_prediction():
+    """Members that are larger on average have an error that holds the bias, not only their spread."""
+    members = np.array([[1.2, 2.0], [1.4, 2.0]])
+    np.testing.assert_allclose(model_error(members, np.array([1.0, 2.0])), [np.sqrt(0.1), 0.0])
+    nu = np.arange(0.0, 3.0)
+    spectra, prediction = np.array([[1.0, 1.0, 1.0], [3.0, 3.0, 3.0]]), np.ones(3)
+    mean, low, high = members_distance(nu, spectra, prediction)
+    assert (mean, low, high) == pytest.approx((0.25, 0.025, 0.475))  # 0 and 0.5
