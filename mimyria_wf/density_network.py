@@ -146,7 +146,7 @@ class DensityNetwork(ResponseNetwork):
         bonded = _switch(distances / self.bond_radius.flatten()[pair])
         bonds = self._bond_functions(distances, pair) * bonded[:, None]
         far = _log_gaussians(distances, settings.cutoff, settings.n_radial) * (1 - bonded)[:, None]
-        functions = torch.cat([far, bonds], 1)
+        functions = torch.cat([far, bonds * _late_cutoff(distances, settings.cutoff)[:, None]], 1)
         parts = []
         for z in range(n_species):
             chosen = species[graph.senders] == z
@@ -165,7 +165,7 @@ class DensityNetwork(ResponseNetwork):
             [
                 _log_gaussians(distances[near], settings.message_cutoff, settings.n_message_radial)
                 * (2 * (1 - bonded[near])[:, None]),
-                bonds[near],
+                bonds[near] * _late_cutoff(distances[near], settings.message_cutoff)[:, None],
             ],
             1,
         )
@@ -443,6 +443,11 @@ def _log_gaussians(distances: torch.Tensor, cutoff: float, n: int) -> torch.Tens
     x = torch.log(distances / _SHORTEST) / step
     envelope = 0.5 * (1 + torch.cos(math.pi * (distances / cutoff).clamp(max=1))) / distances
     return torch.exp(-0.5 * (x[:, None] - place) ** 2) * envelope[:, None]
+
+
+def _late_cutoff(distances: torch.Tensor, cutoff: float) -> torch.Tensor:
+    """Return 1 up to 0.8 of the cutoff, then smoothly 0: bonds of heavy atoms may be longer than a cutoff."""
+    return 0.5 + 0.5 * torch.cos(math.pi * ((distances / cutoff - 0.8) / 0.2).clamp(0, 1))
 
 
 def _columns(receivers: torch.Tensor, n_nodes: int) -> tuple[torch.Tensor, int]:
