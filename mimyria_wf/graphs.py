@@ -19,10 +19,12 @@ Array = npt.NDArray[Any]
 class Graph:
     """Atoms of one or several snapshots with the vectors to their neighbours.
 
+    Edges go by receiver and, for each receiver, by the species of the sender.
+
     Attributes:
         species: (n_nodes,) index into the model's species.
         senders: (n_edges,) node of the neighbour.
-        receivers: (n_edges,) node of the centre, in increasing order.
+        receivers: (n_edges,) node of the centre.
         vectors: (n_edges, 3) from centre to neighbour [A].
         snapshot: (n_nodes,) snapshot to which a node belongs.
         n_snapshots: number of snapshots.
@@ -70,12 +72,14 @@ def graph_of(
     Raises:
         ModelError: an atom's species is not in the model, or the neighbour list cannot be built.
     """
+    kinds = species_index(numbers, species)
     pairs = neighbour_list(positions, cell, pbc, cutoff)
+    order = _order(pairs.senders, pairs.receivers, kinds, len(species))
     return Graph(
-        species=torch.from_numpy(species_index(numbers, species)),
-        senders=torch.from_numpy(pairs.senders),
-        receivers=torch.from_numpy(pairs.receivers),
-        vectors=torch.from_numpy(pairs.vectors(np.asarray(positions, dtype=float))).to(dtype),
+        species=torch.from_numpy(kinds),
+        senders=torch.from_numpy(pairs.senders[order]),
+        receivers=torch.from_numpy(pairs.receivers[order]),
+        vectors=torch.from_numpy(pairs.vectors(np.asarray(positions, dtype=float))[order]).to(dtype),
         snapshot=torch.zeros(len(numbers), dtype=torch.int64),
         n_snapshots=1,
     )
@@ -106,10 +110,22 @@ def graphs_of_frames(
     Raises:
         ModelError: see :func:`graph_of`.
     """
-    kinds = torch.from_numpy(species_index(numbers, species))
+    kinds = species_index(numbers, species)
     for stretch in stretches(positions, cell, pbc, cutoff):
+        order = _order(stretch.senders, stretch.receivers, kinds, len(species))
+        stretch = replace(
+            stretch,
+            senders=stretch.senders[order],
+            receivers=stretch.receivers[order],
+            vectors=stretch.vectors[order],
+        )
         for start in range(0, len(stretch.displacements), frames_at_once):
-            yield _of_stretch(stretch, slice(start, start + frames_at_once), kinds, cutoff, dtype)
+            yield _of_stretch(stretch, slice(start, start + frames_at_once), torch.from_numpy(kinds), cutoff, dtype)
+
+
+def _order(senders: Array, receivers: Array, kinds: Array, n_species: int) -> Array:
+    """Return the order of pairs by receiver and species of the sender, otherwise as they come."""
+    return np.argsort(receivers * n_species + kinds[senders], kind="stable")
 
 
 def _of_stretch(stretch: Stretch, frames: slice, kinds: torch.Tensor, cutoff: float, dtype: torch.dtype) -> Graph:
