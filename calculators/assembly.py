@@ -38,6 +38,13 @@ def list_series(**names: orm.List) -> orm.Dict:
 
 
 @calcfunction
+def with_stride(settings: orm.Dict, check: orm.Dict) -> orm.Dict:
+    """Return the flags of a prediction with the stride that a check has chosen."""
+    kept = {key: value for key, value in settings.get_dict().items() if key != "stride_tolerance"}
+    return orm.Dict({**kept, "stride": check["chosen"]})
+
+
+@calcfunction
 def take_snapshots(snapshots: orm.SinglefileData, indices: orm.List) -> orm.SinglefileData:
     """Return some snapshots of a file as a file of their own, the input of one label job."""
     every = read_snapshots(snapshots)

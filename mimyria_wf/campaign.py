@@ -128,6 +128,17 @@ def _pbc(value: Any) -> Any:
     raise wrong("", f"must be true, false or three of them, got {shown(value)}", "write e.g. pbc: true")
 
 
+def _stride(value: Any) -> Any:
+    """Return ``auto`` or a number of frames."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise wrong(
+        "",
+        f"must be auto or a whole number of at least 1, got {shown(value)}",
+        "write auto, or 1 to predict every frame",
+    )
+
+
 Row = tuple[float, float, float]
 
 
@@ -551,6 +562,11 @@ class Labels(Section):
         return self.snapshots_per_job or DEFAULT_SNAPSHOTS_PER_JOB[self.engine or "tblite"]
 
 
+COMMITTEE_REMEDY = "take " + " or ".join(
+    f"preset: {name}" for name, targets in PRESETS.items() if all(s.kind == "density" for s, _ in targets.values())
+)
+
+
 class Training(Section):
     """The networks and how the training set grows."""
 
@@ -573,7 +589,11 @@ class Training(Section):
         None,
         description="Snapshots in the test set, from other trajectories. Needed without `labels.test_given`.",
     )
-    selection: Literal["random"] = Field("random", description="How training snapshots are chosen among the frames.")
+    selection: Literal["random", "committee"] = Field(
+        "random",
+        description="How training snapshots are chosen among the frames: at `random`, or from the second iteration on "
+        "where the networks of the one before are least certain (`committee`). The test set is the same in both.",
+    )
     warm_start: Bool = Field(True, description="Start each iteration from the networks of the one before.")
     threads: Count = Field(1, description="CPU threads of one training.", json_schema_extra=RUNS_ONLY)
 
@@ -594,6 +614,19 @@ class Training(Section):
                 f"write targets: [{known}], or take another preset",
             )
         return self
+
+    @model_validator(mode="after")
+    def _selection_fits(self) -> Self:
+        if self.selection == "committee" and len(self.sizes) < 2:
+            raise wrong("selection", "committee does nothing with one size", "remove it, or add sizes")
+        if self.selection == "committee" and not self.has_committee:
+            raise wrong("selection", f"committee does not go with preset: {self.preset}", COMMITTEE_REMEDY)
+        return self
+
+    @property
+    def has_committee(self) -> bool:
+        """Whether the networks of the preset can be made committees: their last layer must be linear."""
+        return all(PRESETS[self.preset][target][0].kind == "density" for target in self.targets)
 
     @field_validator("sizes")
     @classmethod
@@ -651,11 +684,36 @@ class Convergence(Section):
 class Prediction(Section):
     """The final prediction over all trajectories."""
 
-    stride: Count = Field(
-        1, description="Frames between predicted tensors; splined in between, velocities at full rate."
+    stride: Annotated[Literal["auto"] | int, BeforeValidator(_stride)] = Field(
+        "auto",
+        description="Frames between predicted tensors; splined in between, velocities at full rate. `auto` takes the "
+        "largest that moves the spectra of a stretch of one trajectory by no more than `stride_tolerance`.",
     )
-    batch_size: Count = Field(64, description="Frames in one evaluation of the network.", json_schema_extra=RUNS_ONLY)
+    stride_tolerance: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, lt=1)] = Field(
+        1e-3, description="With `stride: auto`: largest spectral distance (Eq. 16) to the spectra of every frame."
+    )
+    batch_size: Count | None = Field(
+        None,
+        description="Frames in one evaluation of the network (default: by the number of atoms).",
+        json_schema_extra=RUNS_ONLY,
+    )
     project_sum_rules: Bool = Field(True, description="Make the tensors obey the acoustic sum rules exactly.")
+    members: Index = Field(
+        0,
+        description="Members of a committee of the final networks, whose spread becomes the networks' error in the "
+        "spectra: at least 2, 16 are enough. Not with presets of papers.",
+    )
+    device: Device = Field("cpu", description="Where to predict: `cpu` or `cuda`.", json_schema_extra=RUNS_ONLY)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.members == 1:
+            raise wrong("members", "must be at least 2, got 1", "write 16, or 0 for none")
+        if self.stride != "auto" and self.stride_tolerance != type(self).model_fields["stride_tolerance"].default:
+            raise wrong(
+                "stride_tolerance", f"does nothing with stride: {self.stride}", "remove it, or write stride: auto"
+            )
+        return self
 
 
 GROUP_KEYS = ("groups", "relations", "units", "connectivity", "rdf")
@@ -958,6 +1016,18 @@ class Campaign(Section):
         if self.training is not None and self.labels is not None:
             if self.training.test_size is None and self.labels.test_given is None:
                 raise wrong("training.test_size", "is missing", "add test_size: or labels.test_given:")
+            if self.prediction.members and not self.training.has_committee:
+                raise wrong(
+                    "prediction.members",
+                    f"does not go with training.preset: {self.training.preset}, which has no committee",
+                    COMMITTEE_REMEDY,
+                )
+            if self.training.selection == "committee" and self.labels.given is not None:
+                raise wrong(
+                    "training.selection",
+                    "committee chooses what is labelled, but labels.given are labelled already",
+                    "remove it, or give labels.engine",
+                )
             if self.models is not None:
                 for target in self.models.model_fields_set - set(self.training.targets):
                     raise wrong(

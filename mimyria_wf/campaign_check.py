@@ -558,8 +558,9 @@ class _Check:
             self.warn(
                 (*here, "arguments", "accuracy"), f"of {accuracy:g} lets the energy drift by 1-2 meV/ps", "write 0.2"
             )
-        if not self.campaign.computer_for("md").is_local:
-            return  # what is installed here says nothing about the computer that runs the MD
+        computer, own = self.campaign.computer_for("md"), self.campaign.computers.mimyria
+        if not computer.is_local or computer.code != own.code:
+            return  # what is installed here says nothing about the environment that runs the MD
         arguments = sampling.arguments(lambda name: str(self.campaign.path(name)))
         try:
             if sampling.engine == "torch-sim":
@@ -785,6 +786,12 @@ class _Check:
 
             with self._reporting(key_path, path, "give a model file of `mimyria-wf train`"):
                 network = load_model(path, target)
+                if self.campaign.prediction.members and self.campaign.training is None and network.posterior is None:
+                    self.error(
+                        ("prediction", "members"),
+                        f"needs networks with a committee, {path.name} has none",
+                        "train it with a preset that has one, or remove this",
+                    )
                 known = set(Atoms(list(network.species)).get_chemical_symbols())
                 missing = sorted(set(atoms.get_chemical_symbols()) - known)
                 if missing:
@@ -945,6 +952,8 @@ class _Check:
             ("convergence", campaign.convergence.stride),
             ("prediction", campaign.prediction.stride),
         ):
+            if stride == "auto":
+                continue
             between = stride * timestep
             is_used = section == "prediction" or campaign.training is not None
             if is_used and stride > 1 and between > SPLINE_TIME:
@@ -1019,7 +1028,7 @@ class _Check:
 
     def _devices(self) -> None:
         """Check that GPUs which this machine is to have are there."""
-        sections: dict[str, Step] = {"sampling": "md", "training": "training", "prediction": "prediction"}
+        sections: dict[str, Step] = {"sampling": "md", "prediction": "prediction"}
         for name, step in sections.items():
             section = getattr(self.campaign, name)
             if getattr(section, "device", "cpu") == "cpu" or not self.campaign.computer_for(step).is_local:
@@ -1100,12 +1109,14 @@ def estimate_cost(campaign: Campaign, n_atoms: int, n_frames: Sequence[int]) -> 
         core_hours["labels"] = None if seconds is None else n_snapshots * points * seconds * n_cores / 3600
         if seconds is None:
             notes.append("labels: give labels.seconds_per_point once you know it")
-        jobs["selection"] = 1
+        jobs["selection"] = len(training.sizes) if training.selection == "committee" else 1
     if campaign.spectra.groups is not None:
         jobs["groups"] = 1
     n_runs = max(len(n_frames), 1)
     at_once = campaign.computer_for("prediction").max_concurrent
     jobs["prediction"], jobs["spectra"] = min(at_once, n_runs), 1
+    if campaign.prediction.stride == "auto":
+        jobs["stride"] = 1
     if training is not None:
         n_iterations = len(training.sizes)
         jobs["training"] = n_iterations * len(training.targets)

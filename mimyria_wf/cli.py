@@ -372,10 +372,19 @@ def _convert(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _configure_select(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", help="trajectories")
-    parser.add_argument("--n-training", type=int, required=True, help="size of the nested pool")
+    parser.add_argument("--n-training", type=int, required=True, help="size of the nested pool, labelled ones included")
     parser.add_argument("--n-test", type=int, required=True, help="from other trajectories")
     parser.add_argument("--seed", type=int, required=True, help="of the choice")
     parser.add_argument("--exclude", nargs="+", default=[], help="names of trajectories that are not touched")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        default=[],
+        help="add to --labelled the frames on which this model is least certain; give APT and PGT by repeating it",
+    )
+    parser.add_argument("--labelled", type=Path, help="with --model: what it was trained on, of the same trajectories")
+    parser.add_argument("--candidates", type=int, help="with --model: frames to choose among (default 10 for each)")
     _state_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for training.extxyz, test.extxyz")
 
@@ -390,6 +399,9 @@ def _select(chosen: argparse.Namespace) -> dict[str, Any]:
         n_test=chosen.n_test,
         seed=chosen.seed,
         excluded=chosen.exclude,
+        models=chosen.model,
+        labelled=chosen.labelled,
+        n_candidates=chosen.candidates,
         charge=chosen.charge,
         multiplicity=chosen.multiplicity,
     )
@@ -558,6 +570,13 @@ def _configure_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-lag-fs", type=float, help="longest correlation time of relations (default 2000): the longest window"
     )
+    parser.add_argument(
+        "--members",
+        type=int,
+        default=0,
+        help="of a committee, whose spread becomes the network's error in the spectra (default none; 16 are enough)",
+    )
+    parser.add_argument("--volume", type=float, help="nominal volume of a cluster [A^3]")
     parser.add_argument("--tensors", type=Path, help="also write every tensor to this extxyz file")
     parser.add_argument("--no-restart", action="store_true", help="do not go on with what an earlier call has left")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder (one file a trajectory)")
@@ -579,7 +598,6 @@ def _network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU cores, each with frames of its own (default 1)")
     _device_argument(parser)
     parser.add_argument("--keep-sum-rules", action="store_true", help="do not project onto the acoustic sum rules")
-    parser.add_argument("--volume", type=float, help="nominal volume of a cluster [A^3]")
     parser.add_argument("--charge", type=int, help="total charge, if the file does not say it")
     _timestep_argument(parser)
 
@@ -594,6 +612,8 @@ def _predict(chosen: argparse.Namespace) -> dict[str, Any]:
         stride=chosen.stride,
         groups=_groups(chosen.groups),
         **({} if chosen.max_lag_fs is None else {"max_lag": chosen.max_lag_fs}),
+        volume=chosen.volume,
+        members=chosen.members,
         tensors=chosen.tensors,
         restart=not chosen.no_restart,
         **_network_settings(chosen),
@@ -607,7 +627,6 @@ def _network_settings(chosen: argparse.Namespace) -> dict[str, Any]:
         "threads": chosen.threads,
         "device": chosen.device,
         "projects_sum_rules": not chosen.keep_sum_rules,
-        "volume": chosen.volume,
         "charge": chosen.charge,
         "timestep": chosen.timestep_fs,
         "progress": progress_for(chosen),
@@ -616,6 +635,22 @@ def _network_settings(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _groups(text: str) -> str | Path:
     return text if text in ("all", "species") else Path(text)
+
+
+def _check_stride(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.prediction import check_stride_files
+
+    result = check_stride_files(chosen.model, chosen.files, **_network_settings(chosen))
+    return {**result, "text": stride_text(result)}
+
+
+def stride_text(check: dict[str, Any]) -> str:
+    """Return what a check of the stride found as a short text."""
+    lines = [f"stride {check['chosen']}" + (f": {check['reason']}" if "reason" in check else "")]
+    for stride, distances in check["strides"].items():
+        listed = ", ".join(f"{kind} {distance:.1e}" for kind, distance in distances.items())
+        lines.append(f"  every {stride} frames moves spectra by {listed}")
+    return "\n".join(lines)
 
 
 def _configure_groups(parser: argparse.ArgumentParser) -> None:
@@ -955,6 +990,7 @@ CORE_VERBS = [
         _configure_predict,
         _predict,
     ),
+    Verb("stride", "find how many frames may lie between predicted tensors", _network_arguments, _check_stride),
     Verb(
         "groups", "check groups and relations, and find RDF minima in trajectories", _configure_groups, _groups_report
     ),

@@ -26,7 +26,13 @@ from aiida.plugins import CalculationFactory, ParserFactory, WorkflowFactory
 from aiida.tools.pytest_fixtures import *  # noqa: F403  the profile is made only where this is imported
 from ase.build import molecule
 
-from mimyria_wf.calculators.assembly import assemble_labels, build_manifest, split_labels, take_snapshots
+from mimyria_wf.calculators.assembly import (
+    assemble_labels,
+    build_manifest,
+    split_labels,
+    take_snapshots,
+    with_stride,
+)
 from mimyria_wf.calculators.cp2k import template_level_of_theory
 from mimyria_wf.calculators.data import (
     atoms_from_structure,
@@ -267,6 +273,41 @@ def test_selection(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteDat
     assert chosen.exclude == ["nve-000"]
     assert chosen.charge == -2
     assert links_of(info) == TRAJECTORY_LINKS
+
+
+def test_selection_by_models(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteData]) -> None:
+    inputs = {
+        "code": code,
+        **given_trajectories(remote),
+        "settings": orm.Dict({"n_training": 20, "n_test": 4, "seed": 1, "exclude": ["nve-000"]}),
+        "models": {"apt": single_file("a", "model.pt"), "pgt": single_file("p", "model.pt")},
+        "labelled": single_file("snapshots", "training.extxyz"),
+    }
+    info, files, _ = prepare("mimyria_wf.selection", inputs)
+    (chosen,) = parse_command_lines(info)
+    assert [files[str(path)] for path in chosen.model] == ["a", "p"]
+    assert files[str(chosen.labelled)] == "snapshots"
+    assert "training.extxyz" not in files  # the name of what the job writes
+    assert chosen.exclude == ["nve-000"]
+
+
+def test_stride(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteData]) -> None:
+    inputs = {
+        "code": code,
+        **given_trajectories(remote),
+        "models": {"apt": single_file("a", "model.pt"), "pgt": single_file("p", "model.pt")},
+        "settings": orm.Dict({"stride_tolerance": 1e-2, "batch_size": 8, "threads": 2, "device": "cuda", "charge": 0}),
+    }
+    info, files, _ = prepare("mimyria_wf.stride", inputs)
+    (chosen,) = parse_command_lines(info)
+    assert [files[str(path)] for path in chosen.model] == ["a", "p"]
+    assert (chosen.stride_tolerance, chosen.threads, chosen.device) == (1e-2, 2, "cuda")
+    assert links_of(info) == TRAJECTORY_LINKS
+
+
+def test_the_chosen_stride_enters_the_flags() -> None:
+    flags_before = orm.Dict({"stride": "auto", "stride_tolerance": 1e-3, "volume": 30.0})
+    assert with_stride(flags_before, orm.Dict({"chosen": 4})).get_dict() == {"stride": 4, "volume": 30.0}
 
 
 def test_groups(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteData]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 import mimyria_wf
-from mimyria_wf.campaign import Campaign, load_campaign, parse_campaign
+from mimyria_wf.campaign import COMMITTEE_REMEDY, Campaign, load_campaign, parse_campaign
 from mimyria_wf.campaign_docs import schema_markdown
 from mimyria_wf.campaign_file import CampaignFileError
 from mimyria_wf.campaign_messages import suggestion
@@ -351,8 +351,44 @@ BAD = [
     pytest.param(
         "preset: default",
         "selection: farthest",
-        "training.selection must be random, got 'farthest': choose one of them (campaign.yaml, line 30)",
+        "training.selection must be random or committee, got 'farthest': choose one of them (campaign.yaml, line 30)",
         id="unknown_selection",
+    ),
+    pytest.param(
+        "preset: default\n  sizes: [10, 20, 40]",
+        "selection: committee\n  sizes: [10]",
+        "training.selection committee does nothing with one size: remove it, or add sizes (campaign.yaml, line 30)",
+        id="committee_without_iterations",
+    ),
+    pytest.param(
+        "preset: default",
+        "preset: paper\n  selection: committee",
+        f"training.selection committee does not go with preset: paper: {COMMITTEE_REMEDY} (campaign.yaml, line 31)",
+        id="committee_of_networks_that_have_none",
+    ),
+    pytest.param(
+        "  stride: 1\nspectra",
+        "  stride: often\nspectra",
+        (
+            "prediction.stride must be auto or a whole number of at least 1, got 'often': write auto, or 1 to predict "
+            "every frame (campaign.yaml, line 37)"
+        ),
+        id="unknown_stride",
+    ),
+    pytest.param(
+        "  stride: 1\nspectra",
+        "  stride: 2\n  stride_tolerance: 1.0e-2\nspectra",
+        (
+            "prediction.stride_tolerance does nothing with stride: 2: remove it, or write stride: auto "
+            "(campaign.yaml, line 38)"
+        ),
+        id="tolerance_of_a_given_stride",
+    ),
+    pytest.param(
+        "  stride: 1\nspectra",
+        "  members: 1\nspectra",
+        "prediction.members must be at least 2, got 1: write 16, or 0 for none (campaign.yaml, line 37)",
+        id="committee_of_one",
     ),
     pytest.param(
         "[apt, pgt]",
@@ -965,6 +1001,24 @@ def test_content_key_knows_the_order_of_groups(tmp_path: Path) -> None:
 def test_content_key_names_a_missing_file() -> None:
     with pytest.raises(CampaignError, match=r"system.structure must name a file, water.xyz does not exist"):
         parse_campaign(CLUSTER, directory="/nowhere").content_key()
+
+
+def test_members_need_a_preset_with_a_committee() -> None:
+    text = CLUSTER.replace("  stride: 1\nspectra", "  members: 16\nspectra")
+    assert parse_campaign(text).prediction.members == 16
+    with pytest.raises(CampaignError) as caught:
+        parse_campaign(text.replace("preset: default", "preset: paper"))
+    assert str(caught.value) == (
+        "prediction.members does not go with training.preset: paper, which has no committee: "
+        f"{COMMITTEE_REMEDY} (campaign.yaml, line 37)"
+    )
+
+
+def test_a_committee_does_not_choose_among_given_labels() -> None:
+    text = CLUSTER.replace("preset: default", "selection: committee")
+    start, stop = text.index("labels:"), text.index("training:")
+    with pytest.raises(CampaignError, match=r"training.selection committee chooses what is labelled, but labels.given"):
+        parse_campaign(text[:start] + "labels: {given: labels.extxyz}\n" + text[stop:])
 
 
 def test_three_lengths_of_a_cell_are_orthorhombic_and_six_numbers_any() -> None:

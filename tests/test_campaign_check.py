@@ -1248,13 +1248,28 @@ def test_estimate_of_the_cluster(tmp_path: Path) -> None:
         "selection": 1,
         "prediction": 8,  # two at a time, after each of three iterations and at the end
         "spectra": 4,
+        "stride": 1,
         "training": 6,
         "comparison": 1,
     }
-    assert estimate.n_jobs == 35
+    assert estimate.n_jobs == 36
     hours = estimate.core_hours["labels"]
     assert hours == pytest.approx(13 * 4060 * 2.5e-3 / 3600, rel=1e-12)
     assert any("13 field points" in line for line in estimate.lines())
+
+
+def test_a_committee_chooses_before_each_iteration(tmp_path: Path) -> None:
+    text = swap(CLUSTER, "  sizes", "  selection: committee\n  sizes") + "prediction: {stride: 4}\n"
+    jobs = check(tmp_path, text).estimate.jobs
+    assert jobs["selection"] == 3
+    assert "stride" not in jobs
+
+
+def test_members_need_networks_with_a_committee(tmp_path: Path) -> None:
+    text = GIVEN[: GIVEN.index("labels:")] + "models: {apt: apt.pt}\nprediction: {members: 16}\n"
+    report = check(tmp_path, text, lambda folder: model(folder / "apt.pt"))
+    (problem,) = [str(one) for one in report.errors if one.key_path == ("prediction", "members")]
+    assert problem.startswith("prediction.members needs networks with a committee, apt.pt has none: train it with")
 
 
 def test_torch_sim_runs_all_trajectories_in_one_job(tmp_path: Path) -> None:

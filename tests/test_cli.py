@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ase.build import molecule
 
-from mimyria_wf.cli import all_verbs, main, plain, readable
+from mimyria_wf.cli import all_verbs, main, plain, readable, stride_text
 from mimyria_wf.labels import read_labels
 from mimyria_wf.spectra_files import read_table
 from mimyria_wf.trajectory import open_trajectory
@@ -430,6 +430,53 @@ def test_select_draws_from_trajectories(folder: Path, tmp_path: Path, cli: Cli) 
     np.testing.assert_allclose(snapshots[0].positions, expected, atol=1e-7)  # extxyz writes 8 decimals
 
 
+def test_a_model_chooses_the_next_snapshots(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    runs = ("select", folder / "nve-000.h5", folder / "nve-001.h5", "--n-test", 2, "--seed", 1)
+    first = cli(*runs, "--n-training", 4, "-o", tmp_path / "first")
+    for name in ("training", "test"):
+        source, out = tmp_path / "first" / f"{name}.extxyz", tmp_path / f"{name}.extxyz"
+        cli("label", source, "--targets", "apt", "--accuracy", 0.1, "-o", out)
+    files = ("--train", tmp_path / "training.extxyz", "--test", tmp_path / "test.extxyz")
+    cli("train", "--target", "apt", *files, "--set", '{"n_steps": 3}', "-o", tmp_path / "model")
+    by_model = ("--model", tmp_path / "model", "--labelled", tmp_path / "training.extxyz", "--candidates", 30)
+    second = cli(*runs, "--n-training", 6, *by_model, "-o", tmp_path / "second")
+    assert second["n_labelled"] == 4
+    assert 2 < second["n_candidates"] <= 30
+    assert second["training"][:4] == first["training"]
+    assert len(set(second["training"])) == 6
+    assert set(second["training"]).isdisjoint(second["test"])
+    assert (tmp_path / "second" / "test.extxyz").read_text() == (tmp_path / "first" / "test.extxyz").read_text()
+
+    predicted = ("predict", folder / "nve-000.h5", "--model", tmp_path / "model", "--volume", 30, "--members", 4)
+    cli(*predicted, "-o", tmp_path / "predicted")
+    cli("spectra", tmp_path / "predicted" / "nve-000.h5", "--window-fs", 15, "--no-figures", "-o", tmp_path / "spectra")
+    table = read_table(tmp_path / "spectra" / "ir.csv")
+    assert {"model_error", "total_error"} <= set(table)
+    assert np.nanmax(table["model_error"]) > 0
+
+
+def test_the_stride_alone(folder: Path, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = (folder / "nve-000.h5", folder / "nve-001.h5")
+    check = cli("stride", *runs, "--model", folder / "pgt_model", "--stride-tolerance", 0.01)
+    assert (check["chosen"], check["frames_checked"], check["tolerance"], check["trajectory"]) == (
+        1,
+        0,
+        0.01,
+        "nve-000",
+    )
+    assert main(["stride", *map(str, runs), "--model", str(folder / "pgt_model")]) == 0
+    assert capsys.readouterr().out.startswith("stride 1: too few frames")
+
+
+def test_stride_text_lists_the_distances() -> None:
+    check = {"chosen": 4, "strides": {"2": {"ir": 1e-5, "vv": 2e-5}, "4": {"ir": 1.26e-4, "vv": 3e-4}}}
+    assert stride_text(check).splitlines() == [
+        "stride 4",
+        "  every 2 frames moves spectra by ir 1.0e-05, vv 2.0e-05",
+        "  every 4 frames moves spectra by ir 1.3e-04, vv 3.0e-04",
+    ]
+
+
 def test_md_moves_all_starts_in_one_batch(tmp_path: Path, cli: Cli) -> None:
     ase.io.write(tmp_path / "water.xyz", molecule("H2O"))
     potential = ("--engine", "torch-sim", "--calculator", "mimyria_wf.flexible_water:flexible_water")
@@ -624,6 +671,19 @@ BAD_INPUT = {
     "compare nothing": ("compare {t}/none {t}/none", "none"),
     "compare labels of other snapshots": ("compare {f}/A.extxyz {f}/B.extxyz", "no configuration"),
     "compare unlabelled": ("compare {t}/unlabelled.extxyz {f}/A.extxyz", "unlabelled.extxyz"),
+    "a choice by models of nothing": (
+        "select {f}/nve-000.h5 --n-training 3 --n-test 2 --seed 1 --model {f}/apt_model -o {t}/out",
+        "both models and the labels",
+    ),
+    "a choice by models that are no committee": (
+        "select {f}/nve-000.h5 --n-training 6 --n-test 2 --seed 1 --model {f}/apt_model --labelled {f}/A.extxyz "
+        "-o {t}/out",
+        "last layer is linear",
+    ),
+    "members of models that are no committee": (
+        "predict --model {f}/apt_model {f}/nve-000.h5 --members 4 -o {t}/out",
+        "committee",
+    ),
     "too many snapshots": ("select {f}/nve-000.h5 --n-training 5000 --n-test 2 --seed 1 -o {t}/out", "5000"),
     "exclude an unknown run": (
         "select {f}/nve-000.h5 --n-training 1 --n-test 1 --seed 1 --exclude nve-007 -o {t}/out",

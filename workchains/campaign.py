@@ -45,6 +45,7 @@ class CampaignWorkChain(WindowedWorkChain):
                 "manifest",
                 "training_snapshots",
                 "test_snapshots",
+                "selection",
                 "models",
                 "prediction",
                 "spectra",
@@ -56,7 +57,7 @@ class CampaignWorkChain(WindowedWorkChain):
         )
         spec.input_namespace("models", valid_type=orm.SinglefileData, dynamic=True, required=False)
         spec.input("convergence", valid_type=orm.Dict, required=False, help="r2, spectral_distance, trajectories, ...")
-        spec.input("selection", valid_type=orm.Dict, required=False, help="n_training, n_test, seed, exclude, ...")
+        spec.input("selection", valid_type=orm.Dict, required=False, help="n_training, n_test, seed, ...; by_committee")
         spec.input("prediction", valid_type=orm.Dict, help="Flags of the final prediction.")
         spec.input("final_prediction", valid_type=orm.Dict, required=False, help="More flags, of that one only.")
         spec.input("spectra", valid_type=orm.Dict, help="Flags of `mimyria-wf spectra`.")
@@ -81,6 +82,8 @@ class CampaignWorkChain(WindowedWorkChain):
         spec.output_namespace("labels", valid_type=orm.SinglefileData, dynamic=True)
         spec.output("decision", valid_type=orm.Dict, required=False)
         spec.output("manifest", valid_type=orm.Dict, help="The trajectories.")
+        spec.output_namespace("selections", valid_type=orm.Dict, dynamic=True, help="What the committee chose.")
+        spec.output("stride_check", valid_type=orm.Dict, required=False, help="Distances of strides, the one chosen.")
         spec.output("summary", valid_type=orm.Dict, help="What the final spectra say of themselves, with their gates.")
         spec.output("spectra", valid_type=orm.FolderData, help="Tables and figures of the final spectra.")
         spec.output(
@@ -150,15 +153,20 @@ class CampaignWorkChain(WindowedWorkChain):
         }
         children = {}
         if "selection" in self.inputs:
-            settings = self.inputs.selection.get_dict()
-            if "reference" in self.inputs:
-                settings["exclude"] = [self._reference_entry()["name"]]
-            inputs = {**common, "settings": orm.Dict(settings)}
+            inputs = {**common, "settings": orm.Dict(self._selection_settings())}
             children["selection"] = self.submit_once("selection", CalculationFactory("mimyria_wf.selection"), inputs)
         if "groups" in self.inputs:
             inputs = {**common, "groups": self.inputs.groups}
             children["groups"] = self.submit_once("groups", CalculationFactory("mimyria_wf.groups"), inputs)
         return ToContext(**children)
+
+    def _selection_settings(self) -> dict[str, Any]:
+        """Return the flags of `mimyria-wf select`: the same for the first choice and for those by committee."""
+        settings = self.inputs.selection.get_dict()
+        settings.pop("by_committee", None)
+        if "reference" in self.inputs:
+            settings["exclude"] = [self._reference_entry()["name"]]
+        return settings
 
     def inspect_preparation(self) -> ExitCode | None:
         """Go on if it worked."""
@@ -185,6 +193,7 @@ class CampaignWorkChain(WindowedWorkChain):
         n_used = min(convergence.pop("trajectories"), len(files))
         convergence["names"] = [entry["name"] for entry in files[:n_used]]
         prediction = {**self.inputs.prediction.get_dict(), "stride": convergence.pop("stride")}
+        prediction.pop("stride_tolerance", None)
         inputs = {
             **inputs,
             "code": self.inputs.code,
@@ -205,6 +214,8 @@ class CampaignWorkChain(WindowedWorkChain):
         if "selection" in self.ctx:
             inputs["training_snapshots"] = self.ctx.selection.outputs.training
             inputs["test_snapshots"] = self.ctx.selection.outputs.test
+            if self.inputs.selection.get_dict().get("by_committee"):
+                inputs["selection"] = orm.Dict(self._selection_settings())
         children = {"refinement": self.submit_once("refinement", WorkflowFactory("mimyria_wf.refinement"), inputs)}
         if "reference" in self.inputs:
             children.update(self._submit_reference())
@@ -254,8 +265,9 @@ class CampaignWorkChain(WindowedWorkChain):
         self.out("models", self.ctx.models)
         self.out("iterations", dict(child.outputs.iterations))
         self.out("decision", child.outputs.decision)
-        if "labels" in child.outputs:
-            self.out("labels", dict(child.outputs.labels))
+        for name in ("labels", "selections"):
+            if name in child.outputs:
+                self.out(name, dict(child.outputs[name]))
         return None
 
     def run_prediction(self) -> ToContext:
@@ -281,6 +293,8 @@ class CampaignWorkChain(WindowedWorkChain):
         child = self.ctx.prediction
         if not child.is_finished_ok:
             return self.exit_codes.ERROR_PREDICTION.format(detail=reason(child))
+        if "stride_check" in child.outputs:
+            self.out("stride_check", child.outputs.stride_check)
         return None
 
     def run_spectra(self) -> ToContext:

@@ -13,9 +13,12 @@ from ruamel.yaml import YAML
 
 from mimyria_wf.calculators.cp2k import template_level_of_theory
 from mimyria_wf.calculators.data import structure_from_atoms
-from mimyria_wf.campaign import Campaign, Labels, Sampling, Step
+from mimyria_wf.campaign import Campaign, Labels, Sampling, Step, Training
 from mimyria_wf.errors import CampaignError
 from mimyria_wf.labels import read_labels
+
+CALIBRATION_FRACTION = 0.2
+"""Share of the snapshots that a second training leaves out to calibrate the uncertainties of the first."""
 
 
 def campaign_inputs(campaign: Campaign, codes: Mapping[str, orm.AbstractCode]) -> dict[str, Any]:
@@ -40,11 +43,13 @@ def campaign_inputs(campaign: Campaign, codes: Mapping[str, orm.AbstractCode]) -
     inputs["prediction"] = orm.Dict(
         _present(
             stride=campaign.prediction.stride,
+            stride_tolerance=campaign.prediction.stride_tolerance if campaign.prediction.stride == "auto" else None,
             batch_size=campaign.prediction.batch_size,
             keep_sum_rules=not campaign.prediction.project_sum_rules,
             volume=volume,
             charge=charge,
             threads=_threads(campaign),
+            device=campaign.prediction.device if campaign.prediction.device != "cpu" else None,
         )
     )
     spectra = campaign.spectra
@@ -68,8 +73,13 @@ def campaign_inputs(campaign: Campaign, codes: Mapping[str, orm.AbstractCode]) -
         text = io.StringIO()
         YAML().dump(scheme.to_dict(), text)
         inputs["groups"] = orm.SinglefileData(io.BytesIO(text.getvalue().encode()), filename="groups.yaml")
-        if scheme.relations:
-            inputs["final_prediction"] = orm.Dict({"max_lag_fs": spectra.max_lag_fs or spectra.window_fs})
+    last: dict[str, Any] = {}
+    if scheme is not None and scheme.relations:
+        last["max_lag_fs"] = spectra.max_lag_fs or spectra.window_fs
+    if campaign.prediction.members:
+        last["members"] = campaign.prediction.members
+    if last:
+        inputs["final_prediction"] = orm.Dict(last)
     if spectra.measured is not None:
         inputs["measured"] = orm.SinglefileData(campaign.path(spectra.measured))
     own_codes: tuple[Step, ...] = ("prediction", "spectra")
@@ -176,7 +186,7 @@ def _refinement_inputs(campaign: Campaign, labels: Labels, codes: Mapping[str, o
                 "sizes": list(training.sizes),
                 "test_size": training.test_size,
                 "preset": training.preset,
-                "overrides": {target: training.overrides_for(target) for target in training.targets},
+                "overrides": {target: _overrides(campaign, training, target) for target in training.targets},
                 "seed": campaign.seed,
                 "threads": training.threads,
                 "warm_start": training.warm_start,
@@ -220,9 +230,11 @@ def _refinement_inputs(campaign: Campaign, labels: Labels, codes: Mapping[str, o
         assert labels.template is not None
         refinement["labels"]["template"] = orm.SinglefileData(campaign.path(labels.template))
         refinement["labels"]["files"] = _file_nodes(campaign, labels.files)
-    inputs["selection"] = orm.Dict(
-        {**system, "n_training": max(training.sizes), "n_test": training.test_size, "seed": campaign.seed}
-    )
+    selection: dict[str, Any] = {**system, "n_training": max(training.sizes), "n_test": training.test_size}
+    selection["seed"] = campaign.seed
+    if training.selection == "committee":
+        selection |= {"n_training": training.sizes[0], "by_committee": True}
+    inputs["selection"] = orm.Dict(selection)
     if campaign.reference is not None:
         flags = _present(targets=list(training.targets), step=labels.field_step, volume=campaign.system.volume_A3)
         flags["keep_sum_rules"] = not campaign.prediction.project_sum_rules
@@ -276,6 +288,12 @@ def _file_nodes(campaign: Campaign, names: tuple[str, ...]) -> dict[str, orm.Sin
 
 def _present(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _overrides(campaign: Campaign, training: Training, target: str) -> dict[str, Any]:
+    """Return what differs from the preset; a committee that is used is calibrated unless the user says otherwise."""
+    is_used = campaign.prediction.members or training.selection == "committee"
+    return {**({"calibration_fraction": CALIBRATION_FRACTION} if is_used else {}), **training.overrides_for(target)}
 
 
 def _threads(campaign: Campaign) -> int:

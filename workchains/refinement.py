@@ -16,7 +16,9 @@ class RefinementWorkChain(WindowedWorkChain):
     """Label, train, predict, compute spectra, decide: once for each training-set size until converged (Sec. 2.5, 3.2).
 
     Labels made elsewhere come as ``training_labels`` and ``test_labels``; without them the snapshots are labelled by
-    :class:`~mimyria_wf.workchains.labels.LabelsWorkChain`.
+    :class:`~mimyria_wf.workchains.labels.LabelsWorkChain`. ``training_snapshots`` hold the largest training set or,
+    with ``selection``, that of the first iteration: each later one adds frames by the networks' uncertainty.
+    Either way the sets are nested and the test set stays the same.
     """
 
     @classmethod
@@ -31,6 +33,12 @@ class RefinementWorkChain(WindowedWorkChain):
         spec.input_namespace("trajectories", valid_type=orm.RemoteData, dynamic=True)
         spec.input("manifest", valid_type=orm.Dict)
         spec.input("training_snapshots", valid_type=orm.SinglefileData, required=False, help="Nested training pool.")
+        spec.input(
+            "selection",
+            valid_type=orm.Dict,
+            required=False,
+            help="n_test, seed, exclude: choose snapshots by committee.",
+        )
         spec.input("test_snapshots", valid_type=orm.SinglefileData, required=False)
         spec.input("training_labels", valid_type=orm.SinglefileData, required=False, help="Given labels, nested.")
         spec.input("test_labels", valid_type=orm.SinglefileData, required=False)
@@ -47,11 +55,12 @@ class RefinementWorkChain(WindowedWorkChain):
         spec.input("prediction", valid_type=orm.Dict, help="Flags of `mimyria-wf predict` during refinement.")
         spec.input("spectra", valid_type=orm.Dict, help="Flags of `mimyria-wf spectra`.")
         spec.input("max_concurrent", valid_type=orm.Int, default=lambda: orm.Int(2), help="Prediction jobs at a time.")
-        spec.input("options", valid_type=orm.Dict, required=False, help="training, prediction, spectra: options")
+        spec.input("options", valid_type=orm.Dict, required=False, help="training, prediction, spectra, selection")
         spec.outline(
             cls.setup,
             if_(cls.needs_labels)(cls.run_test_labels, cls.inspect_test_labels),
             while_(cls.should_continue)(
+                if_(cls.needs_selection)(cls.run_selection, cls.inspect_selection),
                 if_(cls.needs_labels)(cls.run_labels, cls.inspect_labels),
                 cls.run_training,
                 cls.inspect_training,
@@ -66,17 +75,21 @@ class RefinementWorkChain(WindowedWorkChain):
         spec.output_namespace("models", valid_type=orm.SinglefileData, dynamic=True)
         spec.output_namespace("iterations", valid_type=orm.Dict, dynamic=True, help="One record an iteration.")
         spec.output_namespace("labels", valid_type=orm.SinglefileData, dynamic=True)
+        spec.output_namespace("selections", valid_type=orm.Dict, dynamic=True, help="What the committee chose.")
         spec.output("decision", valid_type=orm.Dict)
         spec.exit_code(420, "ERROR_LABELS", message="Labelling failed: {detail}")
         spec.exit_code(421, "ERROR_TRAINING", message="Training failed: {detail}")
         spec.exit_code(422, "ERROR_PREDICTION", message="Prediction failed: {detail}")
         spec.exit_code(423, "ERROR_SPECTRA", message="The spectra failed: {detail}")
+        spec.exit_code(424, "ERROR_SELECTION", message="The choice of snapshots failed: {detail}")
 
     def setup(self) -> None:
         """Start with no labels."""
         self.ctx.iteration = 0
         self.ctx.is_converged = False
         self.ctx.training_labels = {}
+        self.ctx.pool = self.inputs.get("training_snapshots")
+        self.ctx.selections = {}
         self.ctx.records = {}
         self.ctx.models = dict(self.inputs.models) if "models" in self.inputs else {}
         self.ctx.decision = None
@@ -108,12 +121,41 @@ class RefinementWorkChain(WindowedWorkChain):
         self.ctx.test_labels = child.outputs.labels
         return None
 
+    def needs_selection(self) -> bool:
+        """Is what this size adds still to be chosen?"""
+        return "selection" in self.inputs and self.ctx.iteration > 0
+
+    def run_selection(self) -> ToContext:
+        """Choose what this size adds by the networks of the iteration before."""
+        k = self.ctx.iteration
+        inputs: dict[str, Any] = {
+            "code": self.inputs.code,
+            "trajectories": dict(self.inputs.trajectories),
+            "manifest": self.inputs.manifest,
+            "models": {target: self.ctx.models[target] for target in self.inputs.training["targets"]},
+            "labelled": self.ctx.pool,
+            "settings": orm.Dict({**self.inputs.selection.get_dict(), "n_training": self._sizes[k]}),
+            "metadata": job_metadata(self._options("selection")),
+        }
+        label = f"selection_{k:02d}"
+        return ToContext(**{label: self.submit_once(label, CalculationFactory("mimyria_wf.selection"), inputs)})
+
+    def inspect_selection(self) -> ExitCode | None:
+        """Take the pool that holds the old snapshots and, behind them, the new ones."""
+        label = f"selection_{self.ctx.iteration:02d}"
+        child = self.ctx[label]
+        if not child.is_finished_ok:
+            return self.exit_codes.ERROR_SELECTION.format(detail=reason(child))
+        self.ctx.pool = child.outputs.training
+        self.ctx.selections[label] = child.outputs.summary
+        return None
+
     def run_labels(self) -> ToContext:
         """Label what this size adds to the training set."""
         k = self.ctx.iteration
         first = self._sizes[k - 1] if k else 0
         indices = list(range(first, self._sizes[k]))
-        return self._submit_labels(f"labels_{k:02d}", self.inputs.training_snapshots, indices)
+        return self._submit_labels(f"labels_{k:02d}", self.ctx.pool, indices)
 
     def inspect_labels(self) -> ExitCode | None:
         """Keep the labels."""
@@ -244,6 +286,8 @@ class RefinementWorkChain(WindowedWorkChain):
         self.out("decision", self.ctx.decision)
         if self.ctx.training_labels:
             self.out("labels", {**self.ctx.training_labels, "test": self.ctx.test_labels})
+        if self.ctx.selections:
+            self.out("selections", dict(self.ctx.selections))
 
     def _options(self, step: str) -> dict[str, Any]:
         return self.inputs.options.get_dict().get(step, {}) if "options" in self.inputs else {}

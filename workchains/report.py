@@ -44,6 +44,10 @@ def write_report(node: orm.WorkChainNode, directory: Path) -> dict[str, Any]:
         settings = node.inputs.convergence.get_dict()
         learning_curve_from_dicts(directory / "learning_curve.png", settings, records)
         files.append("learning_curve.png")
+    if "stride_check" in node.outputs:
+        summary["stride_check"] = node.outputs.stride_check.get_dict()
+    if "selections" in node.outputs:
+        summary["selections"] = {key: chosen.get_dict() for key, chosen in sorted(node.outputs.selections.items())}
     if "comparison" in node.outputs:
         summary["explicit_against_predicted"] = node.outputs.comparison.get_dict()
         folder = directory / "explicit_against_predicted"

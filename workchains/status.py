@@ -74,6 +74,7 @@ def campaign_status(node: orm.WorkChainNode) -> dict[str, Any]:
         "labels": _label_counts(tree, refinement),
         "decision": _decision(tree),
         "iterations": _iterations(refinement),
+        "stride_check": _stride_check(tree),
     }
 
 
@@ -118,6 +119,7 @@ def _step(node: orm.WorkChainNode, active: list[orm.CalcJobNode]) -> str:
         "Cp2kFieldSetCalculation": "labels",
         "ReferenceCalculation": "explicit reference",
         "TrainingCalculation": "training",
+        "StrideCalculation": "choosing the stride",
         "PredictionCalculation": "prediction",
         "SpectraCalculation": "spectra",
         "ComparisonCalculation": "comparison",
@@ -132,6 +134,12 @@ def _decision(tree: list[orm.ProcessNode]) -> dict[str, Any] | None:
     """Return the latest decision of the refinement, None before the first."""
     made = [member for member in tree if member.process_label == "decide" and member.is_finished_ok]
     return max(made, key=lambda member: member.pk or 0).outputs.result.get_dict() if made else None
+
+
+def _stride_check(tree: list[orm.ProcessNode]) -> dict[str, Any] | None:
+    """Return what the check of the stride found, None without or before it."""
+    made = [member for member in tree if member.process_label == "StrideCalculation" and member.is_finished_ok]
+    return max(made, key=lambda member: member.pk or 0).outputs.summary.get_dict() if made else None
 
 
 def _label_counts(tree: list[orm.ProcessNode], refinement: orm.ProcessNode | None) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mimyria_wf.campaign import Campaign
 from mimyria_wf.campaign_check import check_campaign, load_checked
-from mimyria_wf.cli import Verb
+from mimyria_wf.cli import Verb, stride_text
 from mimyria_wf.errors import CampaignError
 
 
@@ -180,6 +180,8 @@ def _status(chosen: argparse.Namespace) -> dict[str, Any]:
         lines.append(f"  {record['n_training']} snapshots: {scores}; {change}")
     if status["decision"] is not None:
         lines.append(f"  {status['decision']['reason']}")
+    if status["stride_check"] is not None:
+        lines += [f"  {line}" for line in stride_text(status["stride_check"]).splitlines()]
     lines += [f"  failed: {job['what']}<{job['pk']}>: {job['why']}" for job in status["failed_jobs"]]
     return {**status, "text": "\n".join(lines)}
 
