@@ -23,10 +23,11 @@ pairs (r within some 1.4 sums of covalent radii) leave them smoothly for Gaussia
 seen in training.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,6 +44,10 @@ _BOND_STARTS, _BOND_ENDS = 1.25, 1.55
 """A pair counts as bonded below the first and not above the second, in sums of covalent radii; smooth in between."""
 _SHORTEST = 0.85
 """Centre of the first radial function [A]."""
+_NODES_AT_ONCE = 128
+"""Atoms whose messages fit into the cache of a processor."""
+_DENSITIES_AT_ONCE = 1024
+"""Atoms whose densities are made at a time, which bounds the memory of large systems."""
 _NARROWEST_BOND = 0.05
 """Least width of a Gaussian over bond lengths [A]."""
 
@@ -53,32 +58,44 @@ class Environment:
 
     Attributes:
         densities: (n_nodes, (l_max+1)^2, n_densities) standardised.
-        neighbours: (n_nodes, n_columns) nodes within the message cutoff, padded with any node.
+        neighbours: (n_nodes, n_columns) nodes within the message cutoff, padded with any node; those of one species
+            side by side.
         radial: (n_nodes, n_columns, n_functions) radial functions of the messages, zero for padding.
         harmonics: (n_nodes, n_columns, (l_max+1)^2).
+        widths: number of columns for each species of neighbours.
     """
 
     densities: torch.Tensor
     neighbours: torch.Tensor
     radial: torch.Tensor
     harmonics: torch.Tensor
+    widths: tuple[int, ...]
+
+    def __getitem__(self, nodes: slice | torch.Tensor) -> "Environment":
+        """Return the rows of some nodes."""
+        return Environment(
+            self.densities[nodes], self.neighbours[nodes], self.radial[nodes], self.harmonics[nodes], self.widths
+        )
 
     @staticmethod
     def join(environments: Sequence["Environment"]) -> "Environment":
         """Return one environment of many, in the order of :func:`mimyria_wf.graphs.join`."""
         sizes = [len(e.neighbours) for e in environments]
         offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).tolist()
-        width = max(e.neighbours.shape[1] for e in environments)
+        widths = tuple(max(w) for w in zip(*(e.widths for e in environments)))
 
-        def padded(values: torch.Tensor) -> torch.Tensor:
-            missing = width - values.shape[1]
-            return torch.nn.functional.pad(values, (0, 0) * (values.ndim - 2) + (0, missing)) if missing else values
+        def padded(name: str, environment: "Environment") -> torch.Tensor:
+            parts = getattr(environment, name).split(environment.widths, dim=1)
+            fill = (0, 0) * (parts[0].ndim - 2)
+            missing = [wanted - found for wanted, found in zip(widths, environment.widths)]
+            return torch.cat([torch.nn.functional.pad(p, (*fill, 0, m)) for p, m in zip(parts, missing)], 1)
 
         return Environment(
             densities=torch.cat([e.densities for e in environments]),
-            neighbours=torch.cat([padded(e.neighbours) + o for e, o in zip(environments, offsets)]),
-            radial=torch.cat([padded(e.radial) for e in environments]),
-            harmonics=torch.cat([padded(e.harmonics) for e in environments]),
+            neighbours=torch.cat([padded("neighbours", e) + o for e, o in zip(environments, offsets)]),
+            radial=torch.cat([padded("radial", e) for e in environments]),
+            harmonics=torch.cat([padded("harmonics", e) for e in environments]),
+            widths=widths,
         )
 
 
@@ -91,7 +108,6 @@ class DensityNetwork(ResponseNetwork):
     bond_last: torch.Tensor
     density_mean: torch.Tensor
     density_scale: torch.Tensor
-    coupling: torch.Tensor
 
     def __init__(
         self,
@@ -123,8 +139,7 @@ class DensityNetwork(ResponseNetwork):
         self._unnatural = [b.l for b in blocks(target) if not _is_natural(target, b.l)]
         self.first = SpeciesLinear(n, l_max, n_channels, n_channels)
         self.second = SpeciesLinear(n, l_max, n_channels, n_channels)
-        matrix, self._unnatural_paths = coupling(l_max, is_natural=False, wanted=self._unnatural)
-        self.register_buffer("coupling", matrix, persistent=False)
+        self.coupling = Coupling(l_max, is_natural=False, wanted=self._unnatural)
         readout = []
         for block in blocks(target):
             if _is_natural(target, block.l):
@@ -132,60 +147,97 @@ class DensityNetwork(ResponseNetwork):
                 direct = torch.zeros(n, self.n_densities + (block.l == 0))
                 readout.append(torch.cat([linear, direct], 1))
             else:
-                n_features = n_channels * self._unnatural_paths[self._unnatural.index(block.l)]
+                n_features = n_channels * self.coupling.n_paths[self._unnatural.index(block.l)]
                 readout.append(torch.randn(n, n_features) * 0.3 / math.sqrt(n_features))
         self.readout = torch.nn.ParameterList(readout)
 
     def environment(self, graph: Graph) -> Environment:
-        """Return what the network sees of the atoms of a graph whose edges are grouped by receiver."""
-        settings, species = self.settings, graph.species
-        n_nodes, n_species, l_max = len(species), len(self.species), settings.l_max
-        distances = graph.vectors.norm(dim=1)
-        harmonics = o3.spherical_harmonics(list(range(l_max + 1)), graph.vectors, True, normalization="component")
-        pair = species[graph.receivers] * n_species + species[graph.senders]
-        bonded = _switch(distances / self.bond_radius.flatten()[pair])
-        bonds = self._bond_functions(distances, pair) * bonded[:, None]
-        far = _log_gaussians(distances, settings.cutoff, settings.n_radial) * (1 - bonded)[:, None]
-        functions = torch.cat([far, bonds * _late_cutoff(distances, settings.cutoff)[:, None]], 1)
-        parts = []
-        for z in range(n_species):
-            chosen = species[graph.senders] == z
-            index, width = _columns(graph.receivers[chosen], n_nodes)
-            parts.append(
-                _padded(harmonics[chosen], index, n_nodes, width).transpose(1, 2)
-                @ _padded(functions[chosen], index, n_nodes, width)
-            )
-        densities = torch.cat(parts, dim=2)
-        densities[:, 0] -= self.density_mean[species]
-        order = torch.tensor(_l_of(l_max), device=species.device)
-        densities = densities / self.density_scale[species][:, order]
-        near = distances < settings.message_cutoff
-        index, width = _columns(graph.receivers[near], n_nodes)
-        radial = torch.cat(
-            [
-                _log_gaussians(distances[near], settings.message_cutoff, settings.n_message_radial)
-                * (2 * (1 - bonded[near])[:, None]),
-                bonds[near] * _late_cutoff(distances[near], settings.message_cutoff)[:, None],
-            ],
-            1,
+        """Return what the network sees of the atoms of a graph."""
+        n_nodes, n_species = len(graph.species), len(self.species)
+        receivers, senders, vectors = graph.receivers, graph.senders, graph.vectors
+        row = receivers * n_species + graph.species[senders]
+        if (row.diff() < 0).any():
+            order = torch.argsort(row, stable=True)
+            receivers, senders, vectors, row = (v.index_select(0, order) for v in (receivers, senders, vectors, row))
+        distances = vectors.norm(dim=1)
+        starts = torch.searchsorted(
+            receivers, torch.arange(0, n_nodes + _DENSITIES_AT_ONCE, _DENSITIES_AT_ONCE).to(receivers)
         )
-        sender = graph.senders[near]
-        by_species = radial.new_zeros(len(sender), n_species, radial.shape[1])
-        by_species[torch.arange(len(sender), device=sender.device), species[sender]] = radial
+        densities = []
+        for k, first in enumerate(range(0, n_nodes, _DENSITIES_AT_ONCE)):
+            edges = slice(int(starts[k]), int(starts[k + 1]))
+            species = graph.species[first : first + _DENSITIES_AT_ONCE]
+            densities.append(self._densities(species, row[edges] - first * n_species, vectors[edges]))
+        near = (distances < self.settings.message_cutoff).nonzero().flatten()
+        senders, distances, row = (
+            senders.index_select(0, near),
+            distances.index_select(0, near),
+            row.index_select(0, near),
+        )
+        pair = graph.species.index_select(0, receivers.index_select(0, near)) * n_species + row % n_species
+        index, widths = _columns(row, n_nodes, n_species)
+        place = _side_by_side(index, row, n_nodes, widths)
         return Environment(
-            densities=densities,
-            neighbours=_padded(sender[:, None], index, n_nodes, width)[..., 0],
-            radial=_padded(by_species.flatten(1), index, n_nodes, width),
-            harmonics=_padded(harmonics[near], index, n_nodes, width),
+            densities=torch.cat(densities),
+            neighbours=_padded(senders[:, None], place, n_nodes, sum(widths))[..., 0],
+            radial=_padded(self._message_functions(distances, pair), place, n_nodes, sum(widths)),
+            harmonics=_padded(self._harmonics(vectors.index_select(0, near)), place, n_nodes, sum(widths)),
+            widths=tuple(widths),
         )
 
+    def _densities(self, species: torch.Tensor, row: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """Return standardised densities (n_nodes, (l_max+1)^2, n_densities).
+
+        Args:
+            species: (n_nodes,) of the receivers.
+            row: (n_edges,) receiver times n_species plus the sender's species, increasing.
+            vectors: (n_edges, 3) [A].
+        """
+        settings, n_nodes, n_species = self.settings, len(species), len(self.species)
+        index, widths = _columns(row, n_nodes, n_species)
+        # Each sender's species fills a matrix of its own; what pads it lies where all radial functions are zero.
+        padded = vectors.new_zeros(n_nodes * sum(widths), 3)
+        padded[:, 0] = settings.cutoff
+        padded.index_copy_(0, index, vectors)
+        distances, harmonics = padded.norm(dim=1), self._harmonics(padded)
+        parts = []
+        for z, (width, lengths, angles) in enumerate(
+            zip(
+                widths,
+                distances.split([n_nodes * w for w in widths]),
+                harmonics.split([n_nodes * w for w in widths]),
+            )
+        ):
+            lengths = lengths.view(n_nodes, width)
+            pair = (species * n_species + z)[:, None]
+            bonded = _switch(lengths / self.bond_radius.flatten()[pair])
+            bonds = self._bond_functions(lengths, pair) * (bonded * _late_cutoff(lengths, settings.cutoff))[..., None]
+            far = _log_gaussians(lengths, settings.cutoff, settings.n_radial) * (1 - bonded)[..., None]
+            parts.append(angles.view(n_nodes, width, -1).transpose(1, 2) @ torch.cat([far, bonds], 2))
+        densities = torch.cat(parts, dim=2)
+        densities[:, 0] -= self.density_mean[species]
+        order = torch.tensor(_l_of(settings.l_max), device=species.device)
+        return densities / self.density_scale[:, order][species]
+
+    def _message_functions(self, distances: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
+        """Return (n_edges, n_message_radial + n_bond) radial functions of the messages."""
+        settings = self.settings
+        bonded = _switch(distances / self.bond_radius.flatten()[pair])
+        far = _log_gaussians(distances, settings.message_cutoff, settings.n_message_radial)
+        bonds = self._bond_functions(distances, pair) * _late_cutoff(distances, settings.message_cutoff)[:, None]
+        return torch.cat([far * (2 * (1 - bonded))[:, None], bonds * bonded[:, None]], 1)
+
+    def _harmonics(self, vectors: torch.Tensor) -> torch.Tensor:
+        degrees = list(range(self.settings.l_max + 1))
+        return o3.spherical_harmonics(degrees, vectors, True, normalization="component")
+
     def _bond_functions(self, distances: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
+        """Return (..., n_bond) Gaussians over the bond lengths of a pair of species, of distances (...)."""
         n = self.settings.n_bond
         first, last = self.bond_first.flatten()[pair], self.bond_last.flatten()[pair]
         step = ((last - first) / max(1, n - 1)).clamp(min=_NARROWEST_BOND)
-        middle = (first + last) / 2
         place = torch.arange(n, dtype=distances.dtype, device=distances.device) - (n - 1) / 2
-        return torch.exp(-0.5 * (((distances - middle) / step)[:, None] - place) ** 2)
+        return _gaussian(((distances - (first + last) / 2) / step)[..., None] - place)
 
     def prepare(self, graph: Graph) -> Graph:
         """Return the graph with its environment, which is then not computed again."""
@@ -238,29 +290,24 @@ class DensityNetwork(ResponseNetwork):
         order = torch.argsort(graph.species, stable=True)
         back = torch.argsort(order)
         sizes = torch.bincount(graph.species, minlength=len(self.species)).tolist()
-        densities = environment.densities[order]
-        surroundings = Environment(
-            densities, back[environment.neighbours[order]], environment.radial[order], environment.harmonics[order]
-        )
+        environment = environment[order]
+        environment = replace(environment, neighbours=back[environment.neighbours])
+        densities = environment.densities.transpose(0, 1)
         x = self.embedding(densities, sizes)
         for layer in self.layers:
-            x = layer(x, sizes, surroundings)
-        product = _product(_normalised(self.first(x, sizes)), _normalised(self.second(x, sizes)), self.coupling)
+            x = layer(x, sizes, environment)
+        products = self.coupling(_normalised(self.first(x, sizes)), _normalised(self.second(x, sizes)))
         result = []
-        start = 0
         for block in blocks(self.target):
             if _is_natural(self.target, block.l):
                 l_slice = slice(block.l**2, (block.l + 1) ** 2)
-                parts = [x[:, l_slice], densities[:, l_slice]]
+                parts = [x[l_slice], densities[l_slice]]
                 if block.l == 0:
-                    parts.append(torch.ones_like(x[:, :1, :1]))
+                    parts.append(torch.ones_like(x[:1, :, :1]))
                 features = torch.cat(parts, 2)
             else:
-                n_paths = self._unnatural_paths[self._unnatural.index(block.l)]
-                stop = start + n_paths * (2 * block.l + 1)
-                features = _by_component(product[..., start:stop], 2 * block.l + 1)
-                start = stop
-            result.append(features[back])
+                features = torch.stack(products[self._unnatural.index(block.l)], 3).flatten(2)
+            result.append(features[:, back].transpose(0, 1))
         return result
 
     def standardised(self, graph: Graph) -> torch.Tensor:
@@ -290,60 +337,74 @@ class SpeciesMatrix(torch.nn.Module):
         else:
             self.own = torch.nn.Parameter(torch.randn(n_species, n_in, n_out) * factor)
 
+    @property
+    def weights(self) -> torch.Tensor:
+        """(n_species, n_in, n_out)."""
+        return self.own if self.common is None else self.common + self.own
+
     def forward(self, x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-        """Return (n_nodes, k, n_out) of (n_nodes, k, n_in); sizes are the numbers of nodes of each species."""
-        weights = self.own if self.common is None else self.common + self.own
-        return torch.cat([part @ w for part, w in zip(x.split(sizes), weights)])
+        """Return (k, n_nodes, n_out) of (k, n_nodes, n_in); sizes are the numbers of nodes of each species."""
+        return _by_species(x, self.weights[:, None].expand(-1, len(x), -1, -1), sizes)
 
 
 class SpeciesLinear(torch.nn.Module):
-    """A :class:`SpeciesMatrix` for each l, (n_nodes, (l_max+1)^2, n_in) to (n_nodes, (l_max+1)^2, n_out)."""
+    """A :class:`SpeciesMatrix` for each l, ((l_max+1)^2, n_nodes, n_in) to ((l_max+1)^2, n_nodes, n_out)."""
 
     def __init__(
         self, n_species: int, l_max: int, n_in: int, n_out: int, is_pooled: bool = True, scale: float = 1.0
     ) -> None:
         super().__init__()
-        self.widths = [2 * l + 1 for l in range(l_max + 1)]  # noqa: E741
+        self.degrees = _l_of(l_max)
         self.matrices = torch.nn.ModuleList(
             [SpeciesMatrix(n_species, n_in, n_out, is_pooled, scale) for _ in range(l_max + 1)]
         )
 
     def forward(self, x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
         """Return the mapped features."""
-        return torch.cat([m(part, sizes) for m, part in zip(self.matrices, x.split(self.widths, dim=1))], 1)
+        weights = [cast(SpeciesMatrix, matrix).weights for matrix in self.matrices]
+        return _by_species(x, torch.stack([weights[l] for l in self.degrees], 1), sizes)  # noqa: E741
+
+
+def _by_species(x: torch.Tensor, weights: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Return (k, n_nodes, n_out) of (k, n_nodes, n_in) and weights (n_species, k, n_in, n_out)."""
+    return torch.cat([part @ w for part, w in zip(x.split(sizes, dim=1), weights)], 1)
 
 
 class Product(torch.nn.Module):
     """x + gate * W (Ux (x) Vx): the body order doubles."""
 
-    coupling: torch.Tensor
-
     def __init__(self, n_species: int, l_max: int, n_channels: int, n_hidden: int) -> None:
         super().__init__()
         self.l_max, self.n_channels = l_max, n_channels
-        matrix, self.n_paths = coupling(l_max, is_natural=True)
-        self.register_buffer("coupling", matrix, persistent=False)
+        self.degrees = _l_of(l_max)
+        self.coupling = Coupling(l_max, is_natural=True, wanted=range(l_max + 1))
         self.first = SpeciesLinear(n_species, l_max, n_channels, n_channels)
         self.second = SpeciesLinear(n_species, l_max, n_channels, n_channels)
-        self.mix = torch.nn.ModuleList([SpeciesMatrix(n_species, n_channels * n, n_channels) for n in self.n_paths])
+        self.mix = torch.nn.ModuleList(
+            [SpeciesMatrix(n_species, n_channels * n, n_channels) for n in self.coupling.n_paths]
+        )
         self.hidden = SpeciesMatrix(n_species, n_channels, n_hidden)
         self.gates = SpeciesMatrix(n_species, n_hidden, n_channels * (l_max + 1))
         self.hidden_bias = torch.nn.Parameter(torch.zeros(n_hidden))
         self.gate_bias = torch.nn.Parameter(torch.zeros(n_channels * (l_max + 1)))
 
     def forward(self, x: torch.Tensor, sizes: list[int], environment: Environment) -> torch.Tensor:
-        """Return the features (n_nodes, (l_max+1)^2, n_channels) after the product."""
-        t = _product(_normalised(self.first(x, sizes)), _normalised(self.second(x, sizes)), self.coupling)
-        widths = [n_paths * (2 * l + 1) for l, n_paths in enumerate(self.n_paths)]  # noqa: E741
-        parts = [
-            mix(_by_component(part, 2 * l + 1), sizes)
-            for l, (part, mix) in enumerate(zip(t.split(widths, dim=2), self.mix))  # noqa: E741
-        ]
-        hidden = torch.nn.functional.silu(self.hidden(parts[0] + x[:, :1], sizes) + self.hidden_bias)
-        gates = (self.gates(hidden, sizes) + self.gate_bias).view(len(x), self.l_max + 1, self.n_channels)
-        gated = [torch.nn.functional.silu(parts[0]) + gates[:, :1]]
-        gated += [parts[l] * (1 + gates[:, l : l + 1]) for l in range(1, self.l_max + 1)]  # noqa: E741
-        return x + 0.7 * torch.cat(gated, 1)
+        """Return the features ((l_max+1)^2, n_nodes, n_channels) after the product."""
+        products = self.coupling(_normalised(self.first(x, sizes)), _normalised(self.second(x, sizes)))
+        mixed = torch.cat(
+            [self._mixed(paths, cast(SpeciesMatrix, mix), sizes) for paths, mix in zip(products, self.mix)]
+        )
+        hidden = torch.nn.functional.silu(self.hidden(mixed[:1] + x[:1], sizes) + self.hidden_bias)
+        gates = (self.gates(hidden, sizes) + self.gate_bias).view(-1, self.l_max + 1, self.n_channels)
+        scalars = torch.nn.functional.silu(mixed[:1]) + gates[None, :, 0]
+        turned = mixed[1:] * (1 + gates[:, self.degrees[1:]].transpose(0, 1))
+        return x + 0.7 * torch.cat([scalars, turned])
+
+    def _mixed(self, paths: Sequence[torch.Tensor], mix: SpeciesMatrix, sizes: list[int]) -> torch.Tensor:
+        # Rows of the matrix run over channels and within them over paths; paths side by side are cheaper to make.
+        weights = mix.weights.unflatten(1, (self.n_channels, len(paths))).transpose(1, 2).flatten(1, 2)
+        joined = torch.cat(list(paths), 2)
+        return _by_species(joined, weights[:, None].expand(-1, len(joined), -1, -1), sizes)
 
 
 class Message(torch.nn.Module):
@@ -359,68 +420,107 @@ class Message(torch.nn.Module):
         self.radial_own = torch.nn.Parameter(torch.zeros(n_species, *shape))
 
     def forward(self, x: torch.Tensor, sizes: list[int], environment: Environment) -> torch.Tensor:
-        """Return the features (n_nodes, (l_max+1)^2, n_channels) after the messages."""
-        sent = self.send(x, sizes)
-        n, m = environment.neighbours.shape
-        weights = torch.cat([r @ (self.radial + w) for r, w in zip(environment.radial.split(sizes), self.radial_own)])
-        # split, not slices: the gradient of a slice fills an array of full size.
-        weights_of_l = weights.view(n, m, -1).split(self.n_sent, dim=2)
-        widths = [2 * l + 1 for l in range(self.l_max + 1)]  # noqa: E741
-        index = environment.neighbours.flatten()
-        neighbours = [s[index].view(n, m, w, self.n_sent) for s, w in zip(sent.split(widths, dim=1), widths)]
-        scalars = neighbours[0][:, :, 0]
+        """Return the features ((l_max+1)^2, n_nodes, n_channels) after the messages."""
+        sent = self.send(x, sizes).transpose(0, 1).flatten(1)
         parts = []
-        for l, harmonics in enumerate(environment.harmonics.split(widths, dim=2)):  # noqa: E741
-            passed = (neighbours[l] * weights_of_l[l][:, :, None]).sum(1)
-            turned = harmonics.transpose(1, 2) @ (weights_of_l[self.l_max + 1 + l] * scalars)
-            parts.append(torch.cat([passed, turned], 2))
-        return x + self.receive(torch.cat(parts, 1), sizes)
+        start = 0
+        for size, own in zip(sizes, self.radial_own):
+            matrices = (self.radial + own).view(len(environment.widths), -1, self.radial.shape[1])
+            # Without gradients in pieces, which stay in the processor's cache; with them every piece would be kept.
+            step = max(1, size) if torch.is_grad_enabled() else _NODES_AT_ONCE
+            for first in range(start, start + size, step):
+                rows = slice(first, min(first + step, start + size))
+                parts.append(self._received(sent, environment[rows], matrices))
+            start += size
+        return x + self.receive(torch.cat(parts).transpose(0, 1), sizes)
+
+    def _received(self, sent: torch.Tensor, environment: Environment, matrices: torch.Tensor) -> torch.Tensor:
+        """Return what nodes of one species receive, (n_nodes, (l_max+1)^2, 2 n_sent).
+
+        Args:
+            sent: (all nodes, (l_max+1)^2 n_sent).
+            environment: of the nodes.
+            matrices: (n_species, functions of one sender's species, 2 (l_max+1) n_sent).
+        """
+        n, m = environment.neighbours.shape
+        by_sender = [radial.flatten(0, 1) for radial in environment.radial.split(environment.widths, dim=1)]
+        passing, turning = (
+            torch.cat([(r @ w).view(n, -1, w.shape[1]) for r, w in zip(by_sender, half)], 1)
+            for half in matrices.chunk(2, dim=2)
+        )
+        widths = [2 * l + 1 for l in range(self.l_max + 1)]  # noqa: E741
+        gathered = sent.index_select(0, environment.neighbours.flatten()).view(n, m, -1, self.n_sent)
+        neighbours = gathered.split(widths, dim=2)
+        passed = torch.cat(
+            [(h * w[:, :, None]).sum(1) for h, w in zip(neighbours, passing.split(self.n_sent, dim=2))], 1
+        )
+        # All l at once, of which only the diagonal is kept: one large product is faster than many small ones.
+        scalars = gathered[:, :, :1].expand(-1, -1, self.l_max + 1, -1)
+        every = environment.harmonics.transpose(1, 2) @ (turning * scalars.flatten(2))
+        turned = torch.cat(
+            [
+                block
+                for l, rows in enumerate(every.split(widths, dim=1))  # noqa: E741
+                for k, block in enumerate(rows.split(self.n_sent, dim=2))
+                if k == l
+            ],
+            1,
+        )
+        return torch.cat([passed, turned], 2)
 
 
-def coupling(l_max: int, is_natural: bool, wanted: Sequence[int] | None = None) -> tuple[torch.Tensor, list[int]]:
-    """Return Clebsch-Gordan coefficients of the product of two sets of features l <= l_max of natural parity.
+class Coupling(torch.nn.Module):
+    """Clebsch-Gordan products, channel by channel, of two sets of features l <= l_max of natural parity.
+
+    One small matrix for each pair l1, l2: a single matrix for all of them would be zero in nine of ten places.
+
+    Attributes:
+        n_paths: number of paths (l1, l2) to each l3 that is wanted.
 
     Args:
         l_max: highest l.
         is_natural: l1 + l2 + l3 even, else odd.
-        wanted: values of l3; all up to l_max without it.
-
-    Returns:
-        ((l_max+1)^4, n) matrix whose columns are ordered by l3, component and path; number of paths for each l3.
+        wanted: values of l3.
     """
-    dimension = (l_max + 1) ** 2
-    columns, n_paths = [], []
-    for l3 in range(l_max + 1) if wanted is None else wanted:
-        paths = []
-        for l1 in range(l_max + 1):
-            for l2 in range(l_max + 1):
-                if not abs(l1 - l2) <= l3 <= l1 + l2 or (l1 + l2 + l3) % 2 == is_natural:
-                    continue
-                full = torch.zeros(dimension, dimension, 2 * l3 + 1)
-                full[l1 * l1 : (l1 + 1) ** 2, l2 * l2 : (l2 + 1) ** 2] = o3.wigner_3j(
-                    l1, l2, l3, dtype=full.dtype
-                ) * math.sqrt(2 * l3 + 1)
-                paths.append(full.reshape(dimension**2, -1))
-        if paths:
-            columns.append(torch.stack(paths, 2).flatten(1))
-        n_paths.append(len(paths))
-    return torch.cat(columns, 1) if columns else torch.zeros(dimension**2, 0), n_paths
 
+    def __init__(self, l_max: int, is_natural: bool, wanted: Sequence[int]) -> None:
+        super().__init__()
+        self.l_max = l_max
+        self.wanted = list(wanted)
+        self.pairs: list[tuple[int, int, list[int]]] = []
+        self.n_paths = [0] * len(self.wanted)
+        for l1, l2 in itertools.product(range(l_max + 1), repeat=2):
+            found = [l3 for l3 in self.wanted if abs(l1 - l2) <= l3 <= l1 + l2 and (l1 + l2 + l3) % 2 != is_natural]
+            if found:
+                rows = [
+                    o3.wigner_3j(l1, l2, l3, dtype=torch.get_default_dtype()).flatten(0, 1).T * math.sqrt(2 * l3 + 1)
+                    for l3 in found
+                ]
+                self.register_buffer(f"matrix_{len(self.pairs)}", torch.cat(rows).contiguous(), persistent=False)
+                self.pairs.append((l1, l2, found))
+            for l3 in found:
+                self.n_paths[self.wanted.index(l3)] += 1
 
-def _product(first: torch.Tensor, second: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Return (n_nodes, n_channels, n_columns) products of (n_nodes, (l_max+1)^2, n_channels) features."""
-    a, b = first.transpose(1, 2), second.transpose(1, 2)
-    return ((a[..., :, None] * b[..., None, :]).flatten(2)) @ matrix
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> list[list[torch.Tensor]]:
+        """Return for each l3 its paths, each (2 l3 + 1, n_nodes, n_channels).
 
-
-def _by_component(product: torch.Tensor, n_components: int) -> torch.Tensor:
-    """Return (n_nodes, 2l+1, n_channels * n_paths) of (n_nodes, n_channels, (2l+1) * n_paths)."""
-    n, n_channels = product.shape[:2]
-    return product.reshape(n, n_channels, n_components, -1).transpose(1, 2).flatten(2)
+        Args:
+            first: ((l_max+1)^2, n_nodes, n_channels).
+            second: likewise.
+        """
+        shape = first.shape[1:]
+        widths = [2 * l + 1 for l in range(self.l_max + 1)]  # noqa: E741
+        a, b = first.flatten(1).split(widths), second.flatten(1).split(widths)
+        found: dict[int, list[torch.Tensor]] = {l3: [] for l3 in self.wanted}
+        for k, (l1, l2, l3s) in enumerate(self.pairs):
+            product = getattr(self, f"matrix_{k}") @ (a[l1][:, None] * b[l2][None]).flatten(0, 1)
+            for l3, part in zip(l3s, product.view(-1, *shape).split([2 * l3 + 1 for l3 in l3s])):
+                found[l3].append(part)
+        return [found[l3] for l3 in self.wanted]
 
 
 def _normalised(x: torch.Tensor) -> torch.Tensor:
-    return x * torch.rsqrt(1 + x.pow(2).mean((1, 2), keepdim=True))
+    return x * torch.rsqrt(1 + x.square().mean((0, 2), keepdim=True))
 
 
 def _is_natural(target: str, degree: int) -> bool:
@@ -437,12 +537,12 @@ def _switch(ratio: torch.Tensor) -> torch.Tensor:
 
 
 def _log_gaussians(distances: torch.Tensor, cutoff: float, n: int) -> torch.Tensor:
-    """Return (n_edges, n) Gaussians in log r times cosine cutoff over r."""
+    """Return (..., n) Gaussians in log r times cosine cutoff over r, of distances (...)."""
     step = math.log(cutoff / _SHORTEST) / n
     place = torch.arange(n, dtype=distances.dtype, device=distances.device)
     x = torch.log(distances / _SHORTEST) / step
     envelope = 0.5 * (1 + torch.cos(math.pi * (distances / cutoff).clamp(max=1))) / distances
-    return torch.exp(-0.5 * (x[:, None] - place) ** 2) * envelope[:, None]
+    return _gaussian(x[..., None] - place) * envelope[..., None]
 
 
 def _late_cutoff(distances: torch.Tensor, cutoff: float) -> torch.Tensor:
@@ -450,15 +550,37 @@ def _late_cutoff(distances: torch.Tensor, cutoff: float) -> torch.Tensor:
     return 0.5 + 0.5 * torch.cos(math.pi * ((distances / cutoff - 0.8) / 0.2).clamp(0, 1))
 
 
-def _columns(receivers: torch.Tensor, n_nodes: int) -> tuple[torch.Tensor, int]:
-    """Return the place of each edge in a matrix (n_nodes, width) whose rows are receivers, and the width."""
-    counts = torch.bincount(receivers, minlength=n_nodes)
-    starts = torch.cumsum(counts, 0) - counts
-    width = max(1, int(counts.max())) if len(counts) else 1
-    return receivers * width + torch.arange(len(receivers), device=receivers.device) - starts[receivers], width
+def _gaussian(x: torch.Tensor) -> torch.Tensor:
+    # Numbers too small for single precision make the arithmetic ten times slower; exp(-40) is zero beside 1.
+    return torch.exp((-0.5 * x.square()).clamp(min=-40))
+
+
+def _columns(row: torch.Tensor, n_nodes: int, n_species: int) -> tuple[torch.Tensor, list[int]]:
+    """Return the place of each edge in matrices (n_nodes, width), one for each species of senders, and their widths.
+
+    Args:
+        row: (n_edges,) receiver times n_species plus the sender's species, increasing.
+        n_nodes: number of receivers.
+        n_species: number of species.
+    """
+    counts = torch.bincount(row, minlength=n_nodes * n_species)
+    by_species = counts.view(n_nodes, n_species)
+    widths = by_species.amax(0).clamp(min=1)
+    ends = torch.cumsum(widths * n_nodes, 0)
+    first = (ends - widths * n_nodes) + widths * torch.arange(n_nodes, device=row.device)[:, None]
+    offset = first.flatten() - (torch.cumsum(counts, 0) - counts)
+    return torch.arange(len(row), device=row.device) + offset.index_select(0, row), widths.tolist()
+
+
+def _side_by_side(index: torch.Tensor, row: torch.Tensor, n_nodes: int, widths: list[int]) -> torch.Tensor:
+    """Return places in one matrix (n_nodes, sum of widths) for places in matrices below each other."""
+    width = torch.tensor(widths, device=row.device)
+    before = torch.cumsum(width, 0) - width
+    species, receiver = row % len(widths), row // len(widths)
+    column = index - before[species] * n_nodes - receiver * width[species]
+    return receiver * sum(widths) + before[species] + column
 
 
 def _padded(values: torch.Tensor, index: torch.Tensor, n_nodes: int, width: int) -> torch.Tensor:
     matrix = values.new_zeros(n_nodes * width, values.shape[1])
-    matrix[index] = values
-    return matrix.view(n_nodes, width, -1)
+    return matrix.index_copy_(0, index, values).view(n_nodes, width, -1)
