@@ -94,6 +94,42 @@ class TbliteFieldSetParser(ConsoleParser):
         return None
 
 
+class ClusterLabelsCalculation(ConsoleCalculation):
+    """APTs and PGTs at tblite's level, each molecule in the cluster cut out around it: also of periodic snapshots."""
+
+    retrieve = ("labels.extxyz",)
+
+    @classmethod
+    def define(cls, spec: CalcJobProcessSpec) -> None:  # type: ignore[override]
+        """Declare inputs and outputs."""
+        super().define(spec)
+        spec.input("snapshots", valid_type=orm.SinglefileData, help="extxyz")
+        spec.input("settings", valid_type=orm.Dict, help="targets, radius, charges, accuracy, processes")
+        spec.output("labels", valid_type=orm.SinglefileData)
+
+    @classmethod
+    def parser_entry_point(cls) -> str:
+        """Return the entry point of the parser."""
+        return "mimyria_wf.tblite.clusters"
+
+    def command_lines(self, folder: Folder) -> list[list[str]]:
+        """Write the snapshots and return the call."""
+        copy_file(folder, "snapshots.extxyz", self.inputs.snapshots)
+        settings = self.inputs.settings.get_dict()
+        charges = ",".join(f"{formula}={charge}" for formula, charge in settings.pop("charges", {}).items())
+        arguments = flags({**settings, "charges": charges or None})
+        return [["label", "snapshots.extxyz", "--clusters", *arguments, "-o", "labels.extxyz"]]
+
+
+class ClusterLabelsParser(ConsoleParser):
+    """Attach the labels."""
+
+    def attach(self, results: list[dict[str, Any]]) -> ExitCode | None:
+        """Attach the file."""
+        self.attach_file("labels", "labels.extxyz")
+        return None
+
+
 class ReferenceCalculation(ConsoleCalculation):
     """Label every frame of a stretch of one trajectory and contract with the velocities at once.
 

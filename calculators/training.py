@@ -27,6 +27,7 @@ class TrainingCalculation(ConsoleCalculation):
         spec.input("target", valid_type=orm.Str, help="apt or pgt")
         spec.input("settings", valid_type=orm.Dict, help="preset, seed, threads, overrides")
         spec.input("initial_model", valid_type=orm.SinglefileData, required=False, help="warm start")
+        spec.input("pretraining", valid_type=orm.SinglefileData, required=False, help="cheaper labels to learn first")
         spec.output("model", valid_type=orm.SinglefileData)
         spec.output("history", valid_type=orm.SinglefileData)
 
@@ -46,6 +47,9 @@ class TrainingCalculation(ConsoleCalculation):
         if "initial_model" in self.inputs:
             copy_file(folder, "initial.pt", self.inputs.initial_model)
             arguments += ["--initial-model", "initial.pt"]
+        if "pretraining" in self.inputs:
+            copy_file(folder, "pretraining.extxyz", self.inputs.pretraining)
+            arguments += ["--pretraining", "pretraining.extxyz"]
         return [[*arguments, *flags(self.inputs.settings.get_dict()), "-o", "model"]]
 
 

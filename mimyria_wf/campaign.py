@@ -567,6 +567,21 @@ COMMITTEE_REMEDY = "take " + " or ".join(
 )
 
 
+class Pretraining(Section):
+    """Cheap labels that the networks of the first iteration learn before the real ones; helps where those are few.
+
+    Each molecule gets tblite's tensors in the cluster cut out around it, so that periodic systems have them too.
+    """
+
+    n_snapshots: Count = Field(10, description="Snapshots, from the trajectories that training snapshots come from.")
+    radius_A: Positive = Field(3.5, description="Between the nearest atoms of two molecules of a cluster.")
+    charges: dict[str, Int] = Field(
+        default_factory=dict,
+        description="Charges of molecules by formula, `{SO4: -2}`; those of common ions are known.",
+    )
+    accuracy: Positive = Field(0.1, description="Accuracy setting of tblite's SCC, smaller is tighter.")
+
+
 class Training(Section):
     """The networks and how the training set grows."""
 
@@ -595,6 +610,10 @@ class Training(Section):
         "where the networks of the one before are least certain (`committee`). The test set is the same in both.",
     )
     warm_start: Bool = Field(True, description="Start each iteration from the networks of the one before.")
+    pretraining: Pretraining | None = Field(
+        None,
+        description="Learn cheap labels first, `{}` for the defaults. Not with `models:`, which start the training.",
+    )
     threads: Count = Field(1, description="CPU threads of one training.", json_schema_extra=RUNS_ONLY)
 
     @field_validator("targets")
@@ -1016,6 +1035,12 @@ class Campaign(Section):
         if self.training is not None and self.labels is not None:
             if self.training.test_size is None and self.labels.test_given is None:
                 raise wrong("training.test_size", "is missing", "add test_size: or labels.test_given:")
+            if self.training.pretraining is not None and self.models is not None:
+                raise wrong(
+                    "training.pretraining",
+                    "is given together with models, which start the training",
+                    "keep one of the two",
+                )
             if self.prediction.members and not self.training.has_committee:
                 raise wrong(
                     "prediction.members",

@@ -256,6 +256,7 @@ class _Check:
             self._system(atoms)
             self._sampling(atoms)
             self._labels(atoms)
+            self._pretraining(atoms)
             self._given_labels(atoms)
             self._models(atoms)
         self._training(atoms)
@@ -847,6 +848,24 @@ class _Check:
                 "lower it: more threads than cores are slower",
             )
 
+    def _pretraining(self, atoms: Atoms) -> None:
+        """Cut the start structure into the clusters that are to be labelled."""
+        training = self.campaign.training
+        if training is None or training.pretraining is None:
+            return
+        from mimyria_wf.cluster_labels import cut_clusters
+
+        here: KeyPath = ("training", "pretraining")
+        heavy = sorted({s for s, z in zip(atoms.symbols, atoms.numbers) if z > TBLITE_LARGEST_NUMBER})
+        if heavy:
+            self.error(here, f"needs tblite, which has no parameters for {', '.join(heavy)}", "remove it")
+            return
+        try:
+            cut_clusters(atoms, training.pretraining.radius_A, training.pretraining.charges)
+        except LabelError as error:
+            statement, _, remedy = str(error).partition("; ")
+            self.error(here, f"does not fit, {statement}", remedy or "correct its charges, or remove it")
+
     def _culprit(self, target: str, resolve: Callable[..., Any]) -> KeyPath:
         """Return the key path of the override that does not fit."""
         training = self.campaign.training
@@ -1118,6 +1137,8 @@ def estimate_cost(campaign: Campaign, n_atoms: int, n_frames: Sequence[int]) -> 
     if campaign.prediction.stride == "auto":
         jobs["stride"] = 1
     if training is not None:
+        if training.pretraining is not None:
+            jobs["pretraining"] = 2
         n_iterations = len(training.sizes)
         jobs["training"] = n_iterations * len(training.targets)
         core_hours["training"] = None

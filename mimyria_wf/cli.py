@@ -522,6 +522,7 @@ def _configure_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", type=int, help="use only the first so many training snapshots")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
     parser.add_argument("--initial-model", type=Path, help="start from this model")
+    parser.add_argument("--pretraining", type=Path, help="cheaper labels to learn first, e.g. of label --clusters")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder: model.pt, metrics.json, history.csv")
 
@@ -539,6 +540,7 @@ def _train(chosen: argparse.Namespace) -> dict[str, Any]:
         overrides=chosen.set,
         seed=chosen.seed,
         initial_model=chosen.initial_model,
+        pretraining=chosen.pretraining,
         threads=chosen.threads,
         progress=progress_for(chosen),
     )

@@ -275,6 +275,23 @@ def test_selection(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteDat
     assert links_of(info) == TRAJECTORY_LINKS
 
 
+def test_cluster_labels(code: orm.AbstractCode) -> None:
+    inputs = {
+        "code": code,
+        "snapshots": extxyz([molecule("H2O")]),
+        "settings": orm.Dict(
+            {"targets": ["apt"], "radius": 3.0, "accuracy": 0.1, "charges": {"SO4": -2, "Na": 1}, "processes": 2}
+        ),
+    }
+    info, files, _ = prepare("mimyria_wf.tblite.clusters", inputs)
+    (chosen,) = parse_command_lines(info)
+    assert chosen.clusters
+    assert (chosen.targets, chosen.radius, chosen.processes) == (["apt"], 3.0, 2)
+    assert chosen.charges == {"SO4": -2, "Na": 1}
+    assert str(chosen.file) in files
+    assert ("labels.extxyz", ".", 1) in info.retrieve_list
+
+
 def test_selection_by_models(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteData]) -> None:
     inputs = {
         "code": code,
@@ -334,6 +351,11 @@ def test_training(code: orm.AbstractCode) -> None:
     assert [files[str(path)] for path in chosen.train] == ["first", "second"]  # the nesting is the order of the keys
     assert (chosen.target, chosen.preset, chosen.set, chosen.threads) == ("pgt", "paper", {"n_steps": 5}, 2)
     assert str(chosen.initial_model) in files
+    assert chosen.pretraining is None
+    del inputs["initial_model"]
+    info, files, _ = prepare("mimyria_wf.training", {**inputs, "pretraining": single_file("cheap")})
+    (chosen,) = parse_command_lines(info)
+    assert files[str(chosen.pretraining)] == "cheap"
     assert ("model/model.pt", ".", 2) in info.retrieve_list
 
 

@@ -1003,6 +1003,16 @@ def test_content_key_names_a_missing_file() -> None:
         parse_campaign(CLUSTER, directory="/nowhere").content_key()
 
 
+def test_pretraining_does_not_go_with_models() -> None:
+    text = CLUSTER.replace("  preset: default", "  pretraining: {}")
+    training = parse_campaign(text).training
+    assert training is not None
+    assert training.pretraining is not None
+    assert (training.pretraining.n_snapshots, training.pretraining.radius_A) == (10, 3.5)
+    with pytest.raises(CampaignError, match=r"training.pretraining is given together with models"):
+        parse_campaign(text + "models: {apt: apt.pt}\n")
+
+
 def test_members_need_a_preset_with_a_committee() -> None:
     text = CLUSTER.replace("  stride: 1\nspectra", "  members: 16\nspectra")
     assert parse_campaign(text).prediction.members == 16

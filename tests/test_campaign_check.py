@@ -419,6 +419,15 @@ BAD = [
         id="calculator_method",
     ),
     pytest.param(
+        swap(CLUSTER, "  sizes", "  pretraining: {charges: {H2O: 1}}\n  sizes"),
+        [],
+        (
+            "training.pretraining does not fit, H12O6: H2O of charge +1 has an odd number of electrons, which clusters "
+            "cannot hold: give its charge, ... (campaign.yaml, line 18)"
+        ),
+        id="clusters_with_an_odd_electron",
+    ),
+    pytest.param(
         swap(CLUSTER, "engine: ase", "engine: torch-sim"),
         [],
         "sampling.calculator.import does not work, TBLite is not a potential of torch-sim ... (campaign.yaml, line 8)",
@@ -1256,6 +1265,12 @@ def test_estimate_of_the_cluster(tmp_path: Path) -> None:
     hours = estimate.core_hours["labels"]
     assert hours == pytest.approx(13 * 4060 * 2.5e-3 / 3600, rel=1e-12)
     assert any("13 field points" in line for line in estimate.lines())
+
+
+def test_pretraining_takes_two_jobs_more(tmp_path: Path) -> None:
+    report = check(tmp_path, swap(BULK, "  sizes", "  pretraining: {n_snapshots: 4}\n  sizes"))
+    assert report.is_valid, report.errors
+    assert report.estimate.jobs["pretraining"] == 2
 
 
 def test_a_committee_chooses_before_each_iteration(tmp_path: Path) -> None:

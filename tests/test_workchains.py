@@ -457,6 +457,65 @@ def test_finished_campaign_is_not_run_again(finished: tuple[Home, Path, list[str
     assert len(home.processes()) == before
 
 
+def test_committee_chooses_and_a_killed_prediction_goes_on(home: Home) -> None:
+    """Snapshots by the networks' uncertainty, the stride by a check, error bars by members, cheap labels first."""
+    path = home.write(
+        "committee",
+        sampling={**sampling(4), "nve": {"n_trajectories": 4, "length_ps": 0.6, "trajectories_per_job": 4}},
+        labels={"engine": "tblite", "accuracy": 0.7},
+        training={
+            "targets": ["apt"],
+            "sizes": [3, 5],
+            "test_size": 2,
+            "selection": "committee",
+            "overrides": SHORT,
+            "pretraining": {"n_snapshots": 2},
+        },
+        convergence={"minimum_iterations": 2, "trajectories": 2},
+        prediction={"members": 4, "stride_tolerance": 0.5},
+        reference={"trajectory": 1, "n_frames": 210},
+    )
+    process = home.start("run", path, "-o", home.folder / "committee_report")
+    (job, *_) = home.wait(process, lambda: home.active("PredictionCalculation"))
+    is_killed = home.wait(process, lambda: end_job(job))
+    _, err = process.communicate(timeout=1200)
+    assert process.returncode == 0, err[-3000:]
+    assert is_killed
+    assert f"{job['label']} failed" in err
+    query = (
+        "select j.label, s.label from db_dbnode j join db_dblink a on a.output_id = j.id and a.label = 'partial' "
+        "join db_dblink b on b.output_id = a.input_id and b.label = 'remote_folder' "
+        "join db_dbnode s on s.id = b.input_id"
+    )
+    assert (f"{job['label']}_again", job["label"]) in home.rows(query)
+
+    summary = json.loads((home.folder / "committee_report" / "summary.json").read_text())
+    assert summary["stride_check"]["chosen"] == 16
+    assert set(summary["stride_check"]["strides"]) == {"2", "4", "8", "16"}
+    assert summary["spectra"]["model_error"]["n_members"] == 4
+    assert "stride 16" in home.call("status", "committee")[1]
+    (chosen,) = summary["selections"].values()
+    assert chosen["n_labelled"] == 3
+    assert len(set(chosen["training"])) == 5
+    assert set(chosen["training"]).isdisjoint(chosen["test"])
+    assert not [name for name in chosen["training"] if name.startswith("nve-001/")]  # the reference
+    labels = {
+        name: [one.atoms.info["snapshot"] for one in read_labels(home.folder / "committee_report" / "labels" / name)]
+        for name in ("00.extxyz", "01.extxyz", "test.extxyz")
+    }
+    assert labels["00.extxyz"] + labels["01.extxyz"] == chosen["training"]  # nested, none labelled twice
+    assert labels["test.extxyz"] == chosen["test"]
+    query = (
+        "select j.label, a.label from db_dbnode j join db_dblink a on a.output_id = j.id "
+        "join db_dblink b on b.output_id = j.id join db_dbnode r on r.id = b.input_id "
+        "join db_dblink c on c.output_id = r.id "
+        f"where c.input_id = {home.campaigns('committee')[0]['pk']} and j.label like 'training_apt_%'"
+    )
+    starts = {row for row in home.rows(query) if row[1] in ("pretraining", "initial_model")}
+    assert starts == {("training_apt_00", "pretraining"), ("training_apt_01", "initial_model")}
+    assert [one["label"] for one in home.jobs("ClusterLabelsCalculation")] == ["pretraining"]
+
+
 # ---------------------------------------------------------------------------- what is given, what fails, what is reused
 
 

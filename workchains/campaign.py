@@ -46,6 +46,7 @@ class CampaignWorkChain(WindowedWorkChain):
                 "training_snapshots",
                 "test_snapshots",
                 "selection",
+                "pretraining_snapshots",
                 "models",
                 "prediction",
                 "spectra",
@@ -58,6 +59,7 @@ class CampaignWorkChain(WindowedWorkChain):
         spec.input_namespace("models", valid_type=orm.SinglefileData, dynamic=True, required=False)
         spec.input("convergence", valid_type=orm.Dict, required=False, help="r2, spectral_distance, trajectories, ...")
         spec.input("selection", valid_type=orm.Dict, required=False, help="n_training, n_test, seed, ...; by_committee")
+        spec.input("pretraining_selection", valid_type=orm.Dict, required=False, help="n_training, n_test, seed, ...")
         spec.input("prediction", valid_type=orm.Dict, help="Flags of the final prediction.")
         spec.input("final_prediction", valid_type=orm.Dict, required=False, help="More flags, of that one only.")
         spec.input("spectra", valid_type=orm.Dict, help="Flags of `mimyria-wf spectra`.")
@@ -141,7 +143,7 @@ class CampaignWorkChain(WindowedWorkChain):
     def needs_preparation(self) -> bool:
         """Are snapshots to be labelled, or groups to be resolved?"""
         self.out("manifest", self.ctx.manifest)
-        return "selection" in self.inputs or "groups" in self.inputs
+        return any(name in self.inputs for name in ("selection", "pretraining_selection", "groups"))
 
     def run_preparation(self) -> ToContext:
         """Submit the choice of snapshots and, beside it, the groups: both read all trajectories."""
@@ -153,16 +155,20 @@ class CampaignWorkChain(WindowedWorkChain):
         }
         children = {}
         if "selection" in self.inputs:
-            inputs = {**common, "settings": orm.Dict(self._selection_settings())}
+            inputs = {**common, "settings": orm.Dict(self._selection_settings("selection"))}
             children["selection"] = self.submit_once("selection", CalculationFactory("mimyria_wf.selection"), inputs)
+        if "pretraining_selection" in self.inputs:
+            inputs = {**common, "settings": orm.Dict(self._selection_settings("pretraining_selection"))}
+            process = CalculationFactory("mimyria_wf.selection")
+            children["pretraining_selection"] = self.submit_once("pretraining_selection", process, inputs)
         if "groups" in self.inputs:
             inputs = {**common, "groups": self.inputs.groups}
             children["groups"] = self.submit_once("groups", CalculationFactory("mimyria_wf.groups"), inputs)
         return ToContext(**children)
 
-    def _selection_settings(self) -> dict[str, Any]:
+    def _selection_settings(self, name: str) -> dict[str, Any]:
         """Return the flags of `mimyria-wf select`: the same for the first choice and for those by committee."""
-        settings = self.inputs.selection.get_dict()
+        settings = self.inputs[name].get_dict()
         settings.pop("by_committee", None)
         if "reference" in self.inputs:
             settings["exclude"] = [self._reference_entry()["name"]]
@@ -170,7 +176,8 @@ class CampaignWorkChain(WindowedWorkChain):
 
     def inspect_preparation(self) -> ExitCode | None:
         """Go on if it worked."""
-        codes = {"selection": self.exit_codes.ERROR_SELECTION, "groups": self.exit_codes.ERROR_GROUPS}
+        codes = dict.fromkeys(("selection", "pretraining_selection"), self.exit_codes.ERROR_SELECTION)
+        codes["groups"] = self.exit_codes.ERROR_GROUPS
         for label, code in codes.items():
             child = self.ctx.get(label)
             if child is not None and not child.is_finished_ok:
@@ -215,7 +222,9 @@ class CampaignWorkChain(WindowedWorkChain):
             inputs["training_snapshots"] = self.ctx.selection.outputs.training
             inputs["test_snapshots"] = self.ctx.selection.outputs.test
             if self.inputs.selection.get_dict().get("by_committee"):
-                inputs["selection"] = orm.Dict(self._selection_settings())
+                inputs["selection"] = orm.Dict(self._selection_settings("selection"))
+        if "pretraining_selection" in self.ctx:
+            inputs["pretraining_snapshots"] = self.ctx.pretraining_selection.outputs.training
         children = {"refinement": self.submit_once("refinement", WorkflowFactory("mimyria_wf.refinement"), inputs)}
         if "reference" in self.inputs:
             children.update(self._submit_reference())

@@ -207,6 +207,19 @@ def _refinement_inputs(campaign: Campaign, labels: Labels, codes: Mapping[str, o
             }
         ),
     }
+    if training.pretraining is not None:
+        pretraining = training.pretraining
+        inputs["pretraining_selection"] = orm.Dict(
+            {
+                **system,
+                "n_training": pretraining.n_snapshots,
+                "n_test": training.test_size or 1,  # the same seed sets the same trajectories aside
+                "seed": campaign.seed,
+            }
+        )
+        flags = {"targets": list(training.targets), "radius": pretraining.radius_A, "accuracy": pretraining.accuracy}
+        flags |= {"charges": dict(pretraining.charges), "processes": _cores(campaign)}
+        refinement["pretraining"] = orm.Dict(flags)
     if labels.given is not None:
         refinement.update(_given_labels(campaign, labels))
         return inputs
@@ -294,6 +307,10 @@ def _overrides(campaign: Campaign, training: Training, target: str) -> dict[str,
     """Return what differs from the preset; a committee that is used is calibrated unless the user says otherwise."""
     is_used = campaign.prediction.members or training.selection == "committee"
     return {**({"calibration_fraction": CALIBRATION_FRACTION} if is_used else {}), **training.overrides_for(target)}
+
+
+def _cores(campaign: Campaign) -> int:
+    return campaign.computers.mimyria.n_cores
 
 
 def _threads(campaign: Campaign) -> int:

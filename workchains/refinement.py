@@ -50,6 +50,8 @@ class RefinementWorkChain(WindowedWorkChain):
             exclude=("snapshots", "indices"),
             namespace_options={"required": False, "populate_defaults": False},
         )
+        spec.input("pretraining_snapshots", valid_type=orm.SinglefileData, required=False, help="With `pretraining`.")
+        spec.input("pretraining", valid_type=orm.Dict, required=False, help="Flags of `mimyria-wf label --clusters`.")
         spec.input("training", valid_type=orm.Dict, help="targets, sizes, preset, overrides, seed, threads, warm_start")
         spec.input("convergence", valid_type=orm.Dict, help="Fields of ConvergenceSettings, and names of the runs.")
         spec.input("prediction", valid_type=orm.Dict, help="Flags of `mimyria-wf predict` during refinement.")
@@ -58,6 +60,7 @@ class RefinementWorkChain(WindowedWorkChain):
         spec.input("options", valid_type=orm.Dict, required=False, help="training, prediction, spectra, selection")
         spec.outline(
             cls.setup,
+            if_(cls.needs_pretraining)(cls.run_pretraining, cls.inspect_pretraining),
             if_(cls.needs_labels)(cls.run_test_labels, cls.inspect_test_labels),
             while_(cls.should_continue)(
                 if_(cls.needs_selection)(cls.run_selection, cls.inspect_selection),
@@ -81,6 +84,7 @@ class RefinementWorkChain(WindowedWorkChain):
         spec.exit_code(421, "ERROR_TRAINING", message="Training failed: {detail}")
         spec.exit_code(422, "ERROR_PREDICTION", message="Prediction failed: {detail}")
         spec.exit_code(423, "ERROR_SPECTRA", message="The spectra failed: {detail}")
+        spec.exit_code(425, "ERROR_PRETRAINING", message="Labels for the pre-training failed: {detail}")
         spec.exit_code(424, "ERROR_SELECTION", message="The choice of snapshots failed: {detail}")
 
     def setup(self) -> None:
@@ -107,6 +111,27 @@ class RefinementWorkChain(WindowedWorkChain):
     def needs_labels(self) -> bool:
         """Are labels computed here?"""
         return "training_labels" not in self.inputs
+
+    def needs_pretraining(self) -> bool:
+        """Do the first networks learn a cheaper level of theory before?"""
+        return "pretraining" in self.inputs
+
+    def run_pretraining(self) -> ToContext:
+        """Label snapshots at the cheap level, which takes a minute."""
+        inputs = {
+            "code": self.inputs.code,
+            "snapshots": self.inputs.pretraining_snapshots,
+            "settings": self.inputs.pretraining,
+            "metadata": job_metadata(self._options("selection")),
+        }
+        process = CalculationFactory("mimyria_wf.tblite.clusters")
+        return ToContext(pretraining=self.submit_once("pretraining", process, inputs))
+
+    def inspect_pretraining(self) -> ExitCode | None:
+        """Go on if it worked."""
+        if not self.ctx.pretraining.is_finished_ok:
+            return self.exit_codes.ERROR_PRETRAINING.format(detail=reason(self.ctx.pretraining))
+        return None
 
     def run_test_labels(self) -> ToContext:
         """Label the test set, before the training set: their jobs share one window."""
@@ -197,6 +222,8 @@ class RefinementWorkChain(WindowedWorkChain):
             inputs["settings"] = orm.Dict({key: value for key, value in settings.items() if value is not None})
             if target in self.ctx.models and training.get("warm_start", True):
                 inputs["initial_model"] = self.ctx.models[target]
+            elif "pretraining" in self.ctx:
+                inputs["pretraining"] = self.ctx.pretraining.outputs.labels
             label = f"training_{target}_{k:02d}"
             children[label] = self.submit_once(label, CalculationFactory("mimyria_wf.training"), inputs)
         return ToContext(**children)

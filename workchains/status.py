@@ -118,6 +118,7 @@ def _step(node: orm.WorkChainNode, active: list[orm.CalcJobNode]) -> str:
         "TbliteFieldSetCalculation": "labels",
         "Cp2kFieldSetCalculation": "labels",
         "ReferenceCalculation": "explicit reference",
+        "ClusterLabelsCalculation": "labels for the pre-training",
         "TrainingCalculation": "training",
         "StrideCalculation": "choosing the stride",
         "PredictionCalculation": "prediction",
