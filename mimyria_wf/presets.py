@@ -160,7 +160,8 @@ class TrainingSettings:
     Attributes:
         n_steps: number of optimizer steps.
         n_epochs: number of passes over the training snapshots; of n_steps and n_epochs the shorter holds.
-        least_epochs: where n_steps are fewer passes than this, so many passes are made.
+        least_epochs: where n_steps are fewer passes than this, so many passes are made,
+        most_steps: but not more steps than this; 0 for no bound.
         batch_size: snapshots a step.
         batch_atoms: where it is not 0, so many snapshots a step as hold about this number of atoms, but not more than
             makes three steps of an epoch.
@@ -172,6 +173,8 @@ class TrainingSettings:
         warmup_fraction: the same as a share of all steps; the longer holds.
         ema_decay: decay of the exponential moving average of the weights that becomes the model; 0 keeps the weights.
         weight_decay: of Adam, an L2 penalty; of AdamW, decoupled from the gradient.
+        noise_decay: added to weight_decay in proportion to the noise of the labels that their sum rules show, in full
+            from 4 % of the labels' deviation on.
         optimizer: ``adam`` or ``adamw``.
         gradient_clip: largest norm of the gradient of a step; 0 for no bound.
         validation_fraction: share of the training trajectories set aside to choose the best weights; 0 sets none aside.
@@ -191,6 +194,7 @@ class TrainingSettings:
     n_steps: int | None = None
     n_epochs: int | None = None
     least_epochs: int = 0
+    most_steps: int = 0
     batch_size: int = 4
     batch_atoms: int = 0
     learning_rate: float = 1e-2
@@ -201,6 +205,7 @@ class TrainingSettings:
     plateau_patience: int = 10
     ema_decay: float = 0.99
     weight_decay: float = 0.0
+    noise_decay: float = 0.0
     optimizer: Literal["adam", "adamw"] = "adam"
     gradient_clip: float = 0.0
     validation_fraction: float = 0.0
@@ -248,13 +253,15 @@ _PAPER_TRAINING = TrainingSettings(
 )
 _DENSITY_TRAINING = TrainingSettings(
     n_steps=500,
-    least_epochs=25,
-    batch_atoms=400,
+    least_epochs=50,
+    most_steps=4000,
+    batch_atoms=100,
     learning_rate=1e-2,
     warmup_steps=1,
     warmup_fraction=0.1,
     optimizer="adamw",
-    weight_decay=0.7,
+    weight_decay=0.2,
+    noise_decay=0.5,
     gradient_clip=1.0,
 )
 # The first block is the gradient of the isotropic polarizability, a small part of the tensor that makes up the

@@ -32,6 +32,8 @@ Array = npt.NDArray[Any]
 Progress = Callable[[int, int, str], None]
 CHECKPOINT_INTERVAL = 30.0
 _MINIMUM_SNAPSHOTS_TO_SPLIT = 10
+_FULL_NOISE = 0.04
+"""Noise of labels over their deviation from which on noise_decay counts in full."""
 
 
 @dataclass(frozen=True)
@@ -376,11 +378,13 @@ class _Trainer:
                 torch.cat([components[i] for i in self.training]),
                 torch.cat([graphs[i].species for i in self.training]),
             )
-        self.references = [(c - network.mean[g.species]) / network.scale[g.species] for c, g in zip(components, graphs)]
         self.mass_weights = [
             torch.from_numpy(s.atoms.get_masses() / s.atoms.get_masses().sum()).to(dtype) for s in labels
         ]
         self.charges = torch.tensor([float(s.atoms.info.get("charge", 0)) for s in labels], dtype=dtype)
+        self.label_noise = self._label_noise([components[i] for i in self.training], [graphs[i] for i in self.training])
+        self.weight_decay = settings.weight_decay + settings.noise_decay * min(1.0, self.label_noise / _FULL_NOISE)
+        self.references = [(c - network.mean[g.species]) / network.scale[g.species] for c, g in zip(components, graphs)]
         self.species_weights, self.component_weights = self._weights(dtype)
         network.metadata = dict(metadata or {}) | {
             "training": as_plain(settings),
@@ -394,7 +398,7 @@ class _Trainer:
         self.parameters: list[torch.Tensor] = list(network.parameters())
         optimizer = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = optimizer(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=True
+            self.parameters, lr=settings.learning_rate, weight_decay=self.weight_decay, foreach=True
         )
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema_decay else []
         self.batch_size = settings.batch_size
@@ -404,7 +408,8 @@ class _Trainer:
         self.steps_per_epoch = math.ceil(len(self.training) / self.batch_size)
         n_steps = settings.n_steps
         if n_steps is not None:
-            n_steps = max(n_steps, settings.least_epochs * self.steps_per_epoch)
+            wanted = settings.least_epochs * self.steps_per_epoch
+            n_steps = max(n_steps, min(wanted, settings.most_steps) if settings.most_steps else wanted)
         self.n_steps = min(
             n for n in (n_steps, (settings.n_epochs or 0) * self.steps_per_epoch or None) if n is not None
         )
@@ -418,6 +423,21 @@ class _Trainer:
         self.history: list[HistoryRow] = []
         self.losses: list[float] = []
         self.fingerprint = self._fingerprint()
+
+    def _label_noise(self, components: Sequence[torch.Tensor], graphs: Sequence[Graph]) -> float:
+        """Return the noise of the labels over their deviation from the species' means.
+
+        Independent errors of rms s in N atoms break a sum rule by s sqrt(N): the residuals of the acoustic sum rules
+        show s.
+        """
+        noise, signal = [], []
+        for index, values, graph in zip(self.training, components, graphs):
+            residual = values.sum(0)
+            if self.target == "apt":  # the isotropic component of Q_tot 1 is sqrt(3) Q_tot
+                residual[0] -= math.sqrt(3) * self.charges[index]
+            noise.append(float(residual.pow(2).mean()) / len(values))
+            signal.append(float((values - self.network.mean[graph.species]).pow(2).mean()))
+        return math.sqrt(float(np.mean(noise)) / max(float(np.mean(signal)), 1e-300))
 
     def _weights(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the weights of species (n_species,) and of components (9 or 18,) in the loss, both of mean one."""
@@ -476,6 +496,8 @@ class _Trainer:
             "n_steps_done": self.step,
             "n_parameters": sum(p.numel() for p in self.parameters),
             "seed": settings.seed,
+            "label_noise": self.label_noise,
+            "weight_decay": self.weight_decay,
             "best_epoch": self.best_epoch or None,
             "species": [chemical_symbols[z] for z in network.species],
             "network": as_plain(network.settings),

@@ -450,3 +450,29 @@ def test_learns_from_two_frames_of_liquid_water(reference_data: Path) -> None:
     assert result.metrics.overall_rmse < 0.07  # seen: 0.058 e; the mean of each species leaves 0.15 e
     assert result.metrics.r2 > 0.75
     assert np.isfinite(result.report["sum_rule_rms"]["test_prediction"])
+
+
+@pytest.mark.parametrize("charge", [0, 1])
+def test_sum_rules_show_the_noise_of_labels_and_noise_raises_the_decay(charge: int) -> None:
+    settings = replace(BRIEF, optimizer="adamw", weight_decay=0.2, noise_decay=0.5)
+    exact = labels(60, 3, charge=charge)
+    report = train("apt", exact, (), SMALL_DENSITY, settings).report
+    assert report["label_noise"] < 1e-6
+    assert report["weight_decay"] == pytest.approx(0.2, abs=1e-4)
+    rng = np.random.default_rng(0)
+    noise = 0.01
+    noisy = [replace(s, apt=s.apt + rng.normal(scale=noise, size=s.apt.shape)) for s in exact]
+    apts = np.concatenate([s.apt for s in noisy])
+    numbers = np.concatenate([s.atoms.numbers for s in noisy])
+    for z in set(numbers):
+        apts[numbers == z] -= np.trace(apts[numbers == z].mean(0)) / 3 * np.eye(3)
+    report = train("apt", noisy, (), SMALL_DENSITY, settings).report
+    expected = noise / np.sqrt(np.mean(apts**2))
+    assert report["label_noise"] == pytest.approx(expected, rel=0.1)
+    assert report["weight_decay"] == pytest.approx(0.2 + 0.5 * min(1, report["label_noise"] / 0.04))
+
+
+def test_steps_grow_with_the_labels_up_to_a_bound() -> None:
+    settings = replace(BRIEF, n_steps=2, batch_size=1, least_epochs=3, most_steps=8)
+    for n, expected in ((1, 3), (2, 6), (4, 8)):
+        assert train("apt", labels(n, 1), (), SMALL_DENSITY, settings).report["n_steps"] == expected
