@@ -31,7 +31,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mimyria_wf.errors import LabelError, ModelError
-from mimyria_wf.graphs import Graph
+from mimyria_wf.graphs import Graph, join
 from mimyria_wf.irreps import blocks, change_of_basis, from_irreps, tensor_shape, to_irreps
 from mimyria_wf.labels import LabelledSnapshot
 
@@ -44,6 +44,8 @@ _PRIOR_OBSERVATIONS = 20.0
 _LEVELS = {"68": 1.0, "95": 1.959964}
 """Half widths of the central intervals whose coverage is counted, in standard deviations."""
 _FLOOR = 1e-12
+_BATCH_ATOMS = 400
+"""So many atoms go through the network at once."""
 
 
 class LinearReadout(Protocol):
@@ -326,8 +328,9 @@ def fit_posterior(
     totals = [gram.sum(axis=1) for gram in grams]
     judges: dict[tuple[int, int, int], _Judge] = {}
     sums = np.zeros((n_species, n_blocks, 3, len(RIDGES)))
-    for i, snapshot in enumerate(held_out or labels):
-        for z, b, k, features, reference in _observations(network, snapshot, None if held_out else folds[i]):
+    for batch in _batches(held_out or labels):
+        of_batch = None if held_out else np.concatenate(folds[batch])
+        for z, b, k, features, reference in _observations(network, (held_out or labels)[batch], of_batch):
             if (z, b, k) not in judges:
                 fitted = network.readout[b][z].detach().double().cpu().numpy() if held_out else None
                 # what a fold is judged by must not know it
@@ -399,9 +402,10 @@ def _normal_equations(
     grams = [np.zeros((n_species, n_folds, width, width)) for width in widths]
     moments = [np.zeros((n_species, n_folds, width)) for width in widths]
     n_atoms = np.zeros(n_species, dtype=int)
-    for snapshot, fold in zip(labels, folds):
-        n_atoms += np.array([(snapshot.atoms.numbers == z).sum() for z in network.species])
-        for z, b, k, features, reference in _observations(network, snapshot, fold):
+    for batch in _batches(labels):
+        for snapshot in labels[batch]:
+            n_atoms += np.array([(snapshot.atoms.numbers == z).sum() for z in network.species])
+        for z, b, k, features, reference in _observations(network, labels[batch], np.concatenate(folds[batch])):
             grams[b][z, k] += features.T @ features
             moments[b][z, k] += features.T @ reference
     return grams, moments, n_atoms
@@ -444,16 +448,33 @@ def _mean_eigenvalues(grams: Sequence[Array]) -> torch.Tensor:
     return torch.tensor([[_mean_eigenvalue(gram) for gram in rows] for rows in zip(*grams)], dtype=torch.float64)
 
 
+def _batches(labels: Sequence[LabelledSnapshot]) -> Iterator[slice]:
+    """Yield runs of snapshots that hold some :data:`_BATCH_ATOMS` atoms: small ones cost most by their number."""
+    first, n_atoms = 0, 0
+    for i, snapshot in enumerate(labels):
+        n_atoms += len(snapshot.atoms)
+        if n_atoms >= _BATCH_ATOMS or i == len(labels) - 1:
+            yield slice(first, i + 1)
+            first, n_atoms = i + 1, 0
+
+
 def _observations(
-    network: LinearReadout, snapshot: LabelledSnapshot, folds: Array | None
+    network: LinearReadout, snapshots: Sequence[LabelledSnapshot], folds: Array | None
 ) -> Iterator[tuple[int, int, int, Array, Array]]:
-    """Yield species, block, fold, features (n, n_features) and standardised references (n,) of one snapshot."""
-    graph = network.graph(snapshot.atoms)
+    """Yield species, block, fold, features (n, n_features) and standardised references (n,) of some snapshots.
+
+    Args:
+        network: with a linear last layer.
+        snapshots: taken at once.
+        folds: (n_atoms,) of all their atoms; None for fold 0.
+    """
+    graph = join([network.graph(snapshot.atoms) for snapshot in snapshots])
     with torch.no_grad():
         features = [values.double().cpu().numpy() for values in network.readout_features(graph)]
     species = graph.species.cpu().numpy()
     mean, scale = (t.detach().double().cpu().numpy()[species] for t in (network.mean, network.scale))
-    references = (to_irreps(network.target, tensors_of(snapshot, network.target)) - mean) / scale
+    tensors = np.concatenate([tensors_of(snapshot, network.target) for snapshot in snapshots])
+    references = (to_irreps(network.target, tensors) - mean) / scale
     group = np.zeros(len(species), dtype=int) if folds is None else folds
     for z, k in sorted(set(zip(species.tolist(), group.tolist()))):
         chosen = (species == z) & (group == k)

@@ -97,7 +97,7 @@ def fitted(labels: Sequence[LabelledSnapshot], target: str = "apt") -> FixedFeat
     network = fixed_network(target)
     for b, weights in enumerate(network.readout):
         for z in range(len(network.species)):
-            rows = [o[3:] for s in labels for o in committee._observations(network, s, None) if o[:2] == (z, b)]
+            rows = [o[3:] for s in labels for o in committee._observations(network, [s], None) if o[:2] == (z, b)]
             features, references = (np.concatenate(parts) for parts in zip(*rows))
             with torch.no_grad():
                 weights[z] = torch.from_numpy(np.linalg.lstsq(features, references, rcond=None)[0])
@@ -195,7 +195,7 @@ def test_folds_are_judged_by_what_does_not_know_them():
     oxygen = truth.species.index(8)
     assert float(posterior.alphas[oxygen, 0]) > 1.2 * float(known.alphas[oxygen, 0])
     rows = [
-        {(z, b): (f, y) for z, b, _, f, y in committee._observations(network, snapshot, None)} for snapshot in labels
+        {(z, b): (f, y) for z, b, _, f, y in committee._observations(network, [snapshot], None)} for snapshot in labels
     ]
     alphas, counts = np.zeros((2, 3)), np.zeros((2, 3))
     for z, b in rows[0]:
