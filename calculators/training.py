@@ -52,6 +52,12 @@ class TrainingCalculation(ConsoleCalculation):
             arguments += ["--pretraining", "pretraining.extxyz"]
         return [[*arguments, *flags(self.inputs.settings.get_dict()), "-o", "model"]]
 
+    def prepare_for_submission(self, folder: Folder) -> Any:
+        """Retrieve the figure of the training too."""
+        info = super().prepare_for_submission(folder)
+        info.retrieve_list.append(("model/training.png", ".", 2))
+        return info
+
 
 class TrainingParser(ConsoleParser):
     """Attach the model."""

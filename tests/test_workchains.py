@@ -491,6 +491,8 @@ def test_committee_chooses_and_a_killed_prediction_goes_on(home: Home) -> None:
 
     summary = json.loads((home.folder / "committee_report" / "summary.json").read_text())
     assert summary["stride_check"]["chosen"] == 16
+    assert [(one["name"], one["stride"]) for one in summary["prediction"]] == [(f"nve-{k:03d}", 16) for k in range(4)]
+    assert all(one["sum_rule_rms"]["apt"] > 0 for one in summary["prediction"])
     assert set(summary["stride_check"]["strides"]) == {"2", "4", "8", "16"}
     assert summary["spectra"]["model_error"]["n_members"] == 4
     assert "stride 16" in home.call("status", "committee")[1]

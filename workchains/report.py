@@ -44,6 +44,7 @@ def write_report(node: orm.WorkChainNode, directory: Path) -> dict[str, Any]:
         settings = node.inputs.convergence.get_dict()
         learning_curve_from_dicts(directory / "learning_curve.png", settings, records)
         files.append("learning_curve.png")
+    summary["prediction"] = _prediction(node)
     if "stride_check" in node.outputs:
         summary["stride_check"] = node.outputs.stride_check.get_dict()
     if "selections" in node.outputs:
@@ -68,6 +69,15 @@ def write_report(node: orm.WorkChainNode, directory: Path) -> dict[str, Any]:
             files.append(name)
     (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return {"directory": str(directory), "files": sorted([*files, "summary.json"]), "pk": node.pk}
+
+
+def _prediction(node: orm.WorkChainNode) -> list[dict[str, Any]]:
+    """Return of each run of the final prediction its stride, sum-rule residual and, with members, uncertainty."""
+    chains = [child for child in node.called if child.process_label == "PredictionWorkChain" and child.is_finished_ok]
+    jobs = [job for chain in chains for job in chain.called if job.process_label == "PredictionCalculation"]
+    files = [one for job in jobs if job.is_finished_ok for one in job.outputs.summary.get_dict()["files"]]
+    keys = ("name", "stride", "sum_rule_rms", "uncertainty")
+    return [{key: one[key] for key in keys if key in one} for one in sorted(files, key=lambda one: one["name"])]
 
 
 def _trajectories(node: orm.WorkChainNode) -> list[dict[str, Any]]:
