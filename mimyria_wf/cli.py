@@ -642,8 +642,11 @@ def _groups(text: str) -> str | Path:
 def _check_stride(chosen: argparse.Namespace) -> dict[str, Any]:
     from mimyria_wf.prediction import check_stride_files
 
-    result = check_stride_files(chosen.model, chosen.files, **_network_settings(chosen))
-    return {**result, "text": stride_text(result)}
+    return check_stride_files(chosen.model, chosen.files, **_network_settings(chosen))
+
+
+def _stride_text(chosen: argparse.Namespace, result: dict[str, Any]) -> str:
+    return stride_text(result)
 
 
 def stride_text(check: dict[str, Any]) -> str:
@@ -992,7 +995,13 @@ CORE_VERBS = [
         _configure_predict,
         _predict,
     ),
-    Verb("stride", "find how many frames may lie between predicted tensors", _network_arguments, _check_stride),
+    Verb(
+        "stride",
+        "find how many frames may lie between predicted tensors",
+        _network_arguments,
+        _check_stride,
+        _stride_text,
+    ),
     Verb(
         "groups", "check groups and relations, and find RDF minima in trajectories", _configure_groups, _groups_report
     ),
