@@ -371,7 +371,7 @@ def test_each_step_ran_with_its_own_code(finished: tuple[Home, Path, list[str]])
             "join db_dbnode c on c.id = a.input_id where j.node_type like 'process.calculation.calcjob%'"
         )
     }
-    own = {f"{step}Calculation" for step in ("Nvt", "Nve", "Training", "Prediction", "Spectra", "Comparison")}
+    own = {f"{step}Calculation" for step in ("Nvt", "Nve", "Training", "Stride", "Prediction", "Spectra", "Comparison")}
     shared = {f"{step}Calculation" for step in ("Selection", "Groups", "TbliteFieldSet", "Reference")}
     assert codes == {**dict.fromkeys(own, "own"), **dict.fromkeys(shared, "mimyria-wf")}
 
@@ -553,7 +553,7 @@ def test_models_and_trajectories_given(home: Home, given: Path) -> None:
     )
     status = home.json("run", path, "-o", home.folder / "models_report", "--quiet")
     assert status["state"] == "finished"
-    assert status["jobs"]["all"] <= 3  # prediction in at most two jobs, spectra
+    assert status["jobs"]["all"] <= 4  # stride, prediction in at most two jobs, spectra
     assert (home.folder / "models_report" / "ir.csv").exists()
 
 
