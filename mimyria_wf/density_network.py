@@ -48,6 +48,9 @@ _NODES_AT_ONCE = 128
 """Atoms whose messages fit into the cache of a processor."""
 _DENSITIES_AT_ONCE = 1024
 """Atoms whose densities are made at a time, which bounds the memory of large systems."""
+_LEAST_SCALE = 0.1
+"""Least scale of densities; one neighbour gives about 1, and a pair met a few times in training must not count by its
+rarity when it is met more often."""
 _NARROWEST_BOND = 0.05
 """Least width of a Gaussian over bond lengths [A]."""
 
@@ -275,9 +278,15 @@ class DensityNetwork(ResponseNetwork):
                         slice(start, start + self.settings.n_radial),
                         slice(start + self.settings.n_radial, start + n_of_sender),
                     ):
-                        if part.stop > part.start:
-                            largest = float(rms[part].max())
-                            self.density_scale[z, degree, part] = largest if largest > 1e-4 else 1.0
+                        if part.stop == part.start:
+                            continue
+                        largest = float(rms[part].max())
+                        self.density_scale[z, degree, part] = max(largest, _LEAST_SCALE)
+                        if largest < 1e-4:  # never seen: initial weights must not speak of it in prediction
+                            matrix = self.embedding.matrices[degree]
+                            assert isinstance(matrix, SpeciesMatrix)
+                            with torch.no_grad():
+                                matrix.own[z, part] = 0.0
 
     def standardise(self, components: torch.Tensor, species: torch.Tensor) -> None:
         """Set mean and scale from training labels, one scale a species, so that all components weigh the same."""

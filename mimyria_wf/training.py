@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,7 +86,9 @@ def levels_of_theory(labels: Sequence[LabelledSnapshot]) -> list[str]:
     return sorted({str(s.atoms.info["level_of_theory"]) for s in labels if "level_of_theory" in s.atoms.info})
 
 
-def validation_split(trajectories: Sequence[str | None], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def validation_split(
+    trajectories: Sequence[str | None], fraction: float, seed: int, known: Collection[str] = ()
+) -> tuple[list[int], list[int]]:
     """Split snapshots into training and validation so that the two are not neighbours in time.
 
     Whole trajectories are set aside, in an order given by the seed. When all snapshots belong to one trajectory, or
@@ -96,6 +98,8 @@ def validation_split(trajectories: Sequence[str | None], fraction: float, seed: 
         trajectories: trajectory of each snapshot.
         fraction: share of the snapshots to set aside, at least.
         seed: of the choice.
+        known: trajectories that an initial model was fitted to; they can judge nothing any more, so that fewer
+            snapshots, or none, are set aside.
 
     Returns:
         indices for training and for validation, each increasing.
@@ -110,10 +114,12 @@ def validation_split(trajectories: Sequence[str | None], fraction: float, seed: 
         for k in np.random.default_rng(seed).permutation(len(names))[:-1]:
             if len(aside) >= wanted:
                 break
+            if names[k] in known:
+                continue
             members = {i for i, t in enumerate(trajectories) if t == names[k]}
             if len(aside) + len(members) <= n // 2:
                 aside |= members
-    if not aside:
+    if not aside and not known:
         aside = set(range(n - wanted, n))
     return [i for i in range(n) if i not in aside], sorted(aside)
 
@@ -176,7 +182,9 @@ def _posterior(
 ) -> Posterior:
     """Return the posterior of the last layer, calibrated by labels that the trunk has not seen, if there are any."""
     trajectories = [trajectory_of(s) for s in labels]
-    training, validation = validation_split(trajectories, settings.validation_fraction, settings.seed)
+    training, validation = validation_split(
+        trajectories, settings.validation_fraction, settings.seed, _known_trajectories(initial_model, labels)
+    )
     fitted = [labels[i] for i in training]
     if validation:
         return fit_posterior(network, fitted, [labels[i] for i in validation])
@@ -355,7 +363,10 @@ class _Trainer:
         species = sorted({int(z) for s in labels for z in s.atoms.numbers})
         dtype = torch.float64 if settings.float64 else torch.float32
         self.training, self.validation = validation_split(
-            [trajectory_of(s) for s in labels], settings.validation_fraction, settings.seed
+            [trajectory_of(s) for s in labels],
+            settings.validation_fraction,
+            settings.seed,
+            _known_trajectories(initial_model, labels),
         )
         if initial_model is None:
             graphs = [_graph(s, species, network_settings.cutoff, dtype) for s in labels]
@@ -392,6 +403,10 @@ class _Trainer:
             "n_validation": len(self.validation),
             "charges": sorted({float(q) for q in self.charges}),
             "level_of_theory": levels,
+            "training_trajectories": sorted(
+                {t for i in self.training if (t := trajectory_of(labels[i])) is not None}
+                | set(_known_trajectories(initial_model, labels))
+            ),
             "is_warm_start": initial_model is not None,
             "level_of_initial_model": None if initial_model is None else initial_model.metadata.get("level_of_theory"),
         }
@@ -688,7 +703,7 @@ def _continued(
     if initial.target != target:
         raise ModelError(f"the initial model is for {initial.target}, but {target} is to be trained")
     if initial.settings != settings:
-        differing = [k for k, v in as_plain(settings).items() if as_plain(initial.settings)[k] != v]
+        differing = [k for k, v in as_plain(settings).items() if as_plain(initial.settings).get(k) != v]
         raise ModelError(
             f"the initial model's architecture differs in {', '.join(differing)}; train without it or use its settings"
         )
@@ -697,6 +712,13 @@ def _continued(
     network = build_network(settings, initial.species, target, initial.n_neighbours, dtype=dtype)
     network.load_state_dict(initial.state_dict())
     return network
+
+
+def _known_trajectories(initial: ResponseNetwork | None, labels: Sequence[LabelledSnapshot]) -> list[str]:
+    """Return the trajectories whose labels of this level of theory the initial model was fitted to."""
+    if initial is None or initial.metadata.get("level_of_theory", []) != levels_of_theory(labels):
+        return []
+    return [str(t) for t in initial.metadata.get("training_trajectories", [])]
 
 
 def _graph(snapshot: LabelledSnapshot, species: Sequence[int], cutoff: float, dtype: torch.dtype) -> Graph:
