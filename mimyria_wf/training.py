@@ -111,11 +111,10 @@ def validation_split(
     names = sorted({t for t in trajectories if t is not None})
     aside: set[int] = set()
     if len(names) >= 2 and None not in trajectories:
-        for k in np.random.default_rng(seed).permutation(len(names))[:-1]:
+        order = [k for k in np.random.default_rng(seed).permutation(len(names)) if names[k] not in known]
+        for k in order if len(order) < len(names) else order[:-1]:
             if len(aside) >= wanted:
                 break
-            if names[k] in known:
-                continue
             members = {i for i, t in enumerate(trajectories) if t == names[k]}
             if len(aside) + len(members) <= n // 2:
                 aside |= members

@@ -287,6 +287,31 @@ def test_validation_split_takes_whole_trajectories() -> None:
     assert validation_split(names, 0.0, seed=0)[1] == []
 
 
+def test_validation_never_falls_on_what_the_initial_model_knows() -> None:
+    names = [f"run-{k}" for k in range(8) for _ in range(4)]
+    known = {f"run-{k}" for k in range(7)}
+    for seed in range(5):
+        _, aside = validation_split(names, 0.3, seed, known)
+        assert {names[i] for i in aside} == {"run-7"}
+    assert validation_split(names, 0.3, 0, {*known, "run-7"})[1] == []
+    settings = replace(BRIEF, validation_fraction=0.3)
+    few = [s for k in range(4) for s in labels(3, k, name=f"run-{k}", frames=3)]
+    first = train("apt", few, (), SMALL_DENSITY, settings)
+    fitted = set(first.network.metadata["training_trajectories"])
+    assert 0 < len(fitted) < 4
+    more = few + [s for k in range(4, 8) for s in labels(3, k, name=f"run-{k}", frames=3)]
+    second = train("apt", more, (), SMALL_DENSITY, settings, initial_model=first.network)
+    new = set(second.network.metadata["training_trajectories"])
+    assert fitted <= new
+    assert len(new) < 8
+
+
+def test_initial_model_of_another_kind_is_refused_in_words() -> None:
+    first = train("apt", labels(2, 1), (), SMALL_DENSITY, BRIEF).network
+    with pytest.raises(ModelError, match="architecture differs in kind"):
+        train("apt", labels(2, 1), (), SMALL, BRIEF, initial_model=first)
+
+
 def test_loss_with_projection_ignores_what_the_sum_rules_fix() -> None:
     # A constant tensor on every atom is wholly removed by the projection, for an ion too.
     for charge in (0, -2):
