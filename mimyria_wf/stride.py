@@ -237,7 +237,8 @@ def check_strides(
             target ``apt`` and ``pgt`` of consecutive frames.
         timestep: between frames [fs].
         n_frames: of the segment.
-        tolerance: largest spectral distance, of IR, isotropic, VV and VH Raman as far as there are tensors.
+        tolerance: largest spectral distance, of IR and of isotropic, VV and VH Raman, with 1/nu^2 and without, as far as
+            there are tensors.
         strides: that are tried.
     """
     splines = {
@@ -306,4 +307,6 @@ def _spectra(
         raman = raman_spectrum([series], settings)
         wavenumber = raman.wavenumber
         found |= {"iso": raman.iso, "vv": raman.vv, "vh": raman.vh}
+        # 1/nu^2 hides what happens to stretches, which a stride spoils first
+        found |= {f"{kind}_weighted": raman.weighted[kind] for kind in ("iso", "vv", "vh")}
     return wavenumber, found

@@ -418,7 +418,7 @@ def test_stride_is_chosen_by_spectral_distance(models: dict[str, ResponseNetwork
         check = found["stride_check"]
         assert check["frames_checked"] == 400  # 200 fs
         assert list(check["strides"]) == ["2", "4", "8", "16"]
-        assert sorted(check["strides"]["2"]) == ["ir", "iso", "vh", "vv"]
+        assert sorted(check["strides"]["2"]) == ["ir", "iso", "iso_weighted", "vh", "vh_weighted", "vv", "vv_weighted"]
         worst = {int(s): max(d.values()) for s, d in check["strides"].items()}
         assert check["chosen"] == max([s for s in worst if worst[s] <= tolerance], default=1)
         assert found["files"][0]["stride"] == check["chosen"]
@@ -446,6 +446,7 @@ def test_distances_of_the_check_are_those_of_spectra(models: dict[str, ResponseN
         raman = raman_spectrum([series], settings)
         ir = ir_spectrum([series], settings)
         spectra[stride] = {"ir": ir.n_alpha, "iso": raman.iso, "vv": raman.vv, "vh": raman.vh}
+        spectra[stride] |= {f"{kind}_weighted": raman.weighted[kind] for kind in ("iso", "vv", "vh")}
     for kind, distance in check["strides"]["4"].items():
         expected = spectral_distance(ir.wavenumber, spectra[1][kind], spectra[4][kind])
         assert distance == pytest.approx(expected, rel=1e-4), kind
