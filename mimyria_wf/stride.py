@@ -237,8 +237,8 @@ def check_strides(
             target ``apt`` and ``pgt`` of consecutive frames.
         timestep: between frames [fs].
         n_frames: of the segment.
-        tolerance: largest spectral distance, of IR and of isotropic, VV and VH Raman, with 1/nu^2 and without, as far as
-            there are tensors.
+        tolerance: largest spectral distance, of IR and of isotropic, VV and VH Raman, with 1/nu^2 and without, as far
+            as there are tensors.
         strides: that are tried.
     """
     splines = {
