@@ -380,9 +380,13 @@ def transferred_posterior(
     source = require_posterior(other)
     grams, _, n_atoms = _normal_equations(network, labels, [np.zeros(len(s.atoms), dtype=int) for s in labels])
     totals = [gram[:, 0] for gram in grams]
+    # alphas are in units of the network's own scale, which a warm start keeps from its initial model
+    starts = [block.start for block in blocks(network.target)]
+    of_other = source.alphas * other.scale[:, starts].double()
     rows = [
-        source.alphas[other.species.index(z)] if z in other.species else source.alphas.max(dim=0).values
-        for z in network.species
+        (of_other[other.species.index(z)] if z in other.species else of_other.max(dim=0).values)
+        / network.scale[k, starts].double()
+        for k, z in enumerate(network.species)
     ]
     return Posterior(
         grams=tuple(torch.from_numpy(total) for total in totals),

@@ -25,7 +25,7 @@ seen in training.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -261,7 +261,7 @@ class DensityNetwork(ResponseNetwork):
                 self.bond_first.view(-1)[k], self.bond_last.view(-1)[k] = ends[0], ends[1]
         self.density_mean.zero_()
         self.density_scale.fill_(1.0)
-        densities = torch.cat([self.environment(g).densities for g in graphs])
+        densities = torch.cat([self.environment(join(some)).densities for some in _batches(graphs)])
         order = _l_of(self.settings.l_max)
         n_of_sender = self.settings.n_radial + self.settings.n_bond
         for z in range(n):
@@ -530,6 +530,13 @@ class Coupling(torch.nn.Module):
 
 def _normalised(x: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt(1 + x.square().mean((0, 2), keepdim=True))
+
+
+def _batches(graphs: Sequence[Graph]) -> Iterator[Sequence[Graph]]:
+    """Yield consecutive graphs of some thousand nodes together."""
+    step = max(1, 2000 * len(graphs) // max(1, sum(len(g.species) for g in graphs)))
+    for start in range(0, len(graphs), step):
+        yield graphs[start : start + step]
 
 
 def _is_natural(target: str, degree: int) -> bool:

@@ -199,8 +199,10 @@ def predict_derivatives(
     }
     if restart:
         static = grouping.tolist() if isinstance(grouping, np.ndarray) else None
+        # The segment of the check follows the other trajectories of a call: its figures decide nothing but the stride.
+        decisive = {k: v for k, v in facts.items() if k != "stride_check"}
         facts["fingerprint"] = _fingerprint(
-            models, reader, [facts, static, names, max_lag, predictor.batch_size, volume, device, str(tensors or "")]
+            models, reader, [decisive, static, names, max_lag, predictor.batch_size, volume, device, str(tensors or "")]
         )
         finished = _finished(Path(out), facts["fingerprint"], tensors)
         if finished is not None:
