@@ -208,7 +208,7 @@ def test_refusals(tmp_path: Path) -> None:
         load_model(tmp_path / "other.pt")
     with pytest.raises(ModelError, match=r"cutoff must lie in \(0, 15\] A, got 80 A"):
         resolve("default", "apt", {"cutoff": 80.0})
-    with pytest.raises(ModelError, match="unknown preset 'papr'; known are aptnn2023, "):
+    with pytest.raises(ModelError, match="unknown preset 'papr'; known are accurate, aptnn2023, default, paper"):
         resolve("papr", "apt")
     with pytest.raises(ModelError, match="unknown training override n_step"):
         resolve("default", "apt", {"n_step": 5})
