@@ -219,7 +219,10 @@ def calibration_split(labels: Sequence[LabelledSnapshot], fraction: float, seed:
 
 
 def evaluate(
-    network: ResponseNetwork, labels: Sequence[LabelledSnapshot], batch_size: int = 8
+    network: ResponseNetwork,
+    labels: Sequence[LabelledSnapshot],
+    batch_size: int = 8,
+    graphs: Sequence[Graph] | None = None,
 ) -> tuple[TensorErrors, dict[str, float]]:
     """Return the errors of a network on labels, and sum-rule residuals of prediction and labels.
 
@@ -227,6 +230,7 @@ def evaluate(
         network: trained network.
         labels: snapshots with the network's target.
         batch_size: snapshots at once.
+        graphs: of the snapshots, if they are known.
 
     Returns:
         the errors; ``prediction`` and ``labels``: root mean square over snapshots and components of
@@ -234,7 +238,8 @@ def evaluate(
     """
     predictions, residuals = [], []
     for start in range(0, len(labels), batch_size):
-        graph = join([network.graph(s.atoms) for s in labels[start : start + batch_size]])
+        known = graphs[start : start + batch_size] if graphs is not None else None
+        graph = join(known or [network.graph(s.atoms) for s in labels[start : start + batch_size]])
         with torch.no_grad():
             components = network.components(graph)
         predictions.append(from_irreps(network.target, components.double()).numpy())
@@ -519,7 +524,9 @@ class _Trainer:
             "final_loss": self.history[-1].loss,
         }
         metrics = None
-        train_errors, residual = evaluate(network, [self.labels[i] for i in self.training])
+        train_errors, residual = evaluate(
+            network, [self.labels[i] for i in self.training], graphs=[self.graphs[i] for i in self.training]
+        )
         report["train"] = {k: v for k, v in train_errors.to_dict().items() if k != "by_species"}
         report["sum_rule_rms"] = {"train_labels": residual["labels"], "train_prediction": residual["prediction"]}
         if test_labels:

@@ -385,7 +385,7 @@ def at_level(level: str, snapshots: list[LabelledSnapshot], factor: float = 1.0)
 
 
 def test_pretraining_on_cheap_labels_helps_where_labels_are_few(tmp_path: Path) -> None:
-    write_labels(tmp_path / "cheap.extxyz", at_level("cheap", labels(12, 5, name="cheap"), factor=0.6))
+    write_labels(tmp_path / "cheap.extxyz", at_level("cheap", labels(48, 5, name="cheap"), factor=0.6))
     write_labels(tmp_path / "train.extxyz", at_level("good", labels(2, 1)))
     write_labels(tmp_path / "test.extxyz", at_level("good", labels(10, 2, name="test")))
     overrides = {"n_steps": 60, "n_channels": 6, "n_rounds": 1}
