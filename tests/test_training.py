@@ -17,7 +17,7 @@ from mimyria_wf.errors import LabelError, ModelError
 from mimyria_wf.irreps import to_irreps
 from mimyria_wf.labels import LabelledSnapshot, write_labels
 from mimyria_wf.network import load_model
-from mimyria_wf.presets import DensitySettings, MessagePassingSettings, NetworkSettings, TrainingSettings
+from mimyria_wf.presets import DensitySettings, MessagePassingSettings, NetworkSettings, TrainingSettings, resolve
 from mimyria_wf.response_network import ResponseNetwork
 from mimyria_wf.training import evaluate, train, train_files, validation_split
 
@@ -404,7 +404,7 @@ def test_pretraining_on_cheap_labels_helps_where_labels_are_few(tmp_path: Path) 
     assert reports[1]["test"]["overall_rmse"] < 0.7 * reports[0]["test"]["overall_rmse"], [
         r["test"]["overall_rmse"] for r in reports
     ]
-    assert reports[1]["pretraining"]["n_train"] == 12
+    assert reports[1]["pretraining"]["n_train"] == 48
     assert reports[1]["pretraining"]["level_of_theory"] == ["cheap"]
     network = load_model(tmp_path / "out1", "apt")
     assert network.metadata["level_of_theory"] == ["good"]
@@ -469,11 +469,11 @@ def test_learns_from_two_frames_of_liquid_water(reference_data: Path) -> None:
         for name in ("train10", "test10")
         for a in read(reference_data / f"water_apt_dft/{name}.extxyz", index=":2")
     ]
-    settings = TrainingSettings(n_steps=60, batch_size=1, learning_rate=3e-2, warmup_steps=5, ema_decay=0.9)
-    result = train("apt", frames[:2], frames[2:], None, settings)
+    network, settings = resolve("default", "apt", {"n_steps": 100})
+    result = train("apt", frames[:2], frames[2:], network, settings)
     assert result.metrics is not None
-    assert result.metrics.overall_rmse < 0.07  # seen: 0.058 e; the mean of each species leaves 0.15 e
-    assert result.metrics.r2 > 0.75
+    assert result.metrics.overall_rmse < 0.03  # seen: 0.023 e; the mean of each species leaves 0.15 e
+    assert result.metrics.r2 > 0.94
     assert np.isfinite(result.report["sum_rule_rms"]["test_prediction"])
 
 
