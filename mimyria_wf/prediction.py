@@ -94,7 +94,7 @@ def predict_tensors(
         size = batch_size or _batch_size(len(snapshots[start]))
         batch = snapshots[start : start + size]
         graph = join([network.graph(a) for a in batch])
-        with torch.inference_mode():
+        with torch.no_grad():
             tensors = from_irreps(network.target, network.components(graph).double()).numpy()
         results += np.split(tensors, np.cumsum([len(a) for a in batch])[:-1])
         start += size
@@ -548,7 +548,7 @@ class _Predictor:
             ):
                 on_device = graph if self.device == "cpu" else graph.to(self.device)
                 for target in targets:
-                    with torch.inference_mode():
+                    with torch.no_grad():
                         components = self._components(target, on_device).cpu().double()
                         tensors = from_irreps(target, components.flatten(0, 1)).numpy()
                     shape = (len(components), graph.n_snapshots, reader.n_atoms, *self.shapes[target])

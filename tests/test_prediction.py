@@ -16,6 +16,7 @@ from mimyria_wf.errors import GroupError, ModelError, TrajectoryError
 from mimyria_wf.frames import Trajectory
 from mimyria_wf.graphs import join
 from mimyria_wf.groups import groups_of
+from mimyria_wf.irreps import change_of_basis
 from mimyria_wf.labels import LabelledSnapshot, read_labels
 from mimyria_wf.network import build_network, save_model
 from mimyria_wf.prediction import check_stride_files, predict_derivatives, predict_files, predict_tensors
@@ -570,3 +571,14 @@ def test_no_gpu(models: dict[str, ResponseNetwork], tmp_path: Path, monkeypatch:
         predict_derivatives(models, reader, tmp_path / "out.h5", device="cuda")
     with pytest.raises(ModelError, match="threads must be at least 1, got 0"):
         predict_derivatives(models, reader, tmp_path / "out.h5", threads=0)
+
+
+def test_a_network_can_be_trained_after_a_prediction_in_one_process(models: dict[str, ResponseNetwork]) -> None:
+    change_of_basis.cache_clear()  # what a prediction makes and keeps must serve gradients too
+    snapshot = molecule("H2O")
+    for network in models.values():
+        predict_tensors(network, [snapshot])
+        network(network.graph(snapshot)).pow(2).sum().backward()
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        assert gradients
+        network.zero_grad()
