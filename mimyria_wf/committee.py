@@ -33,7 +33,7 @@ from ase.data import chemical_symbols
 from mimyria_wf.errors import LabelError, ModelError
 from mimyria_wf.graphs import Graph, join
 from mimyria_wf.irreps import blocks, change_of_basis, from_irreps, tensor_shape, to_irreps
-from mimyria_wf.labels import LabelledSnapshot
+from mimyria_wf.labels import LabelledSnapshot, tensors_of, trajectory_of
 
 Array = npt.NDArray[Any]
 RIDGES = tuple(10.0**k for k in range(-7, 1))
@@ -212,11 +212,6 @@ class Committee:
                 found = values[of_species] @ weights[:, index].T
                 result[:, of_species, block.start : block.stop] = found.permute(2, 0, 1)
         return result * scale + mean
-
-
-def member_components(network: LinearReadout, graph: Graph, n_members: int, seed: int = 0) -> torch.Tensor:
-    """Return the components of prediction and members, (1 + n_members, n_nodes, 9 or 18); see :class:`Committee`."""
-    return Committee(network, n_members, seed).components(graph)
 
 
 def component_variances(network: LinearReadout, graph: Graph) -> torch.Tensor:
@@ -487,22 +482,14 @@ def _observations(
             yield z, b, k, rows.reshape(-1, rows.shape[2]), references[chosen, block.start : block.stop].ravel()
 
 
-def tensors_of(snapshot: LabelledSnapshot, target: str) -> Array:
-    """Return the tensors of a labelled snapshot, (n_atoms, 3, 3) [e] or (n_atoms, 3, 3, 3) [e^2 a0/E_h]."""
-    tensors = snapshot.apt if target == "apt" else snapshot.pgt
-    if tensors is None:
-        raise LabelError(f"a snapshot has no {target} labels; label it with target {target}")
-    return np.asarray(tensors, dtype=float)
-
-
 def _folds(labels: Sequence[LabelledSnapshot]) -> list[Array]:
     """Return the fold of each atom of each snapshot: by trajectory, by snapshot, or for a lone snapshot by atom."""
     if len(labels) == 1:
         return [np.arange(len(labels[0].atoms)) % N_FOLDS]
-    names = [str(s.atoms.info.get("snapshot", "")).rpartition("/")[0] for s in labels]
-    if "" not in names and len(set(names)) >= N_FOLDS:
-        known = sorted(set(names))
-        return [np.full(len(s.atoms), known.index(name) % N_FOLDS) for s, name in zip(labels, names)]
+    names = [trajectory_of(s) for s in labels]
+    known = sorted({name for name in names if name is not None})
+    if None not in names and len(known) >= N_FOLDS:
+        return [np.full(len(s.atoms), known.index(str(name)) % N_FOLDS) for s, name in zip(labels, names)]
     # neighbours in time are alike: stretches, not every fifth snapshot
     n = min(N_FOLDS, len(labels))
     return [np.full(len(s.atoms), k * n // len(labels)) for k, s in enumerate(labels)]

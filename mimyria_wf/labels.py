@@ -156,6 +156,20 @@ class LabelledSnapshot:
         return total_charge(self.atoms)
 
 
+def trajectory_of(snapshot: LabelledSnapshot) -> str | None:
+    """Return the trajectory's name from ``info['snapshot']`` ("name/frame"), None for a snapshot without one."""
+    name = snapshot.atoms.info.get("snapshot")
+    return str(name).rpartition("/")[0] or None if name is not None else None
+
+
+def tensors_of(snapshot: LabelledSnapshot, target: str) -> Array:
+    """Return the tensors of a labelled snapshot, (n_atoms, 3, 3) [e] or (n_atoms, 3, 3, 3) [e^2 a0/E_h]."""
+    tensors = snapshot.apt if target == "apt" else snapshot.pgt
+    if tensors is None:
+        raise LabelError(f"a snapshot has no {target} labels; label it with target {target}")
+    return np.asarray(tensors, dtype=float)
+
+
 def read_snapshots(path: str | Path) -> list[ase.Atoms]:
     """Return every configuration of a file that ASE reads; LabelError if it is missing, empty or unreadable."""
     path = Path(path)

@@ -21,7 +21,7 @@ from mimyria_wf.committee import Posterior, fit_posterior, has_linear_readout, r
 from mimyria_wf.errors import LabelError, ModelError
 from mimyria_wf.graphs import Graph, graph_of, join
 from mimyria_wf.irreps import blocks, from_irreps, to_irreps
-from mimyria_wf.labels import LabelledSnapshot, read_labels
+from mimyria_wf.labels import LabelledSnapshot, read_labels, tensors_of, trajectory_of
 from mimyria_wf.metrics import TensorErrors, tensor_errors
 from mimyria_wf.network import build_network, load_model, save_model
 from mimyria_wf.presets import NetworkSettings, TrainingSettings, as_plain, resolve
@@ -73,12 +73,6 @@ def torch_threads(n_threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def trajectory_of(snapshot: LabelledSnapshot) -> str | None:
-    """Return the trajectory's name from ``info['snapshot']`` ("name/frame"), None for a snapshot without one."""
-    name = snapshot.atoms.info.get("snapshot")
-    return str(name).rpartition("/")[0] or None if name is not None else None
 
 
 def levels_of_theory(labels: Sequence[LabelledSnapshot]) -> list[str]:
@@ -160,12 +154,11 @@ def train(
     network_settings, settings = network_settings or preset_network, settings or preset_training
     _check_labels(target, train_labels, test_labels)
     with torch_threads(settings.threads):
-        result = _Trainer(target, train_labels, network_settings, settings, initial_model, metadata).run(
-            test_labels, Path(checkpoint) if checkpoint is not None else None, progress
-        )
+        trainer = _Trainer(target, train_labels, network_settings, settings, initial_model, metadata)
+        result = trainer.run(test_labels, Path(checkpoint) if checkpoint is not None else None, progress)
         if has_linear_readout(result.network):
             network: Any = result.network
-            network.posterior = _posterior(network, train_labels, settings, initial_model, progress)
+            network.posterior = _posterior(network, trainer, initial_model, progress)
             result.report["uncertainty"] = {"calibration": dict(network.posterior.calibration)}
             if test_labels:
                 result.report["uncertainty"] = reliability(network, test_labels).to_dict()
@@ -173,20 +166,13 @@ def train(
 
 
 def _posterior(
-    network: Any,
-    labels: Sequence[LabelledSnapshot],
-    settings: TrainingSettings,
-    initial_model: ResponseNetwork | None,
-    progress: Progress | None,
+    network: Any, trainer: "_Trainer", initial_model: ResponseNetwork | None, progress: Progress | None
 ) -> Posterior:
     """Return the posterior of the last layer, calibrated by labels that the trunk has not seen, if there are any."""
-    trajectories = [trajectory_of(s) for s in labels]
-    training, validation = validation_split(
-        trajectories, settings.validation_fraction, settings.seed, _known_trajectories(initial_model, labels)
-    )
-    fitted = [labels[i] for i in training]
-    if validation:
-        return fit_posterior(network, fitted, [labels[i] for i in validation])
+    labels, settings = trainer.labels, trainer.settings
+    fitted = [labels[i] for i in trainer.training]
+    if trainer.validation:
+        return fit_posterior(network, fitted, [labels[i] for i in trainer.validation])
     aside = calibration_split(labels, settings.calibration_fraction, settings.seed)
     if not aside:
         return fit_posterior(network, fitted)
@@ -195,8 +181,7 @@ def _posterior(
     rest = [s for i, s in enumerate(labels) if i not in aside]
     second = replace(settings, calibration_fraction=0.0, threads=torch.get_num_threads())
     start = initial_model if is_innocent else None
-    trainer = _Trainer(network.target, rest, network.settings, second, start, None)
-    other: Any = trainer.run((), None, progress).network
+    other: Any = _Trainer(network.target, rest, network.settings, second, start, None).run((), None, progress).network
     other.posterior = fit_posterior(other, rest, [labels[i] for i in aside])
     return transferred_posterior(network, labels, other, {"method": f"second training without {len(aside)} snapshots"})
 
@@ -244,7 +229,7 @@ def evaluate(
             components = network.components(graph)
         predictions.append(from_irreps(network.target, components.double()).numpy())
         residuals.append(from_irreps(network.target, graph.sum_by_snapshot(components.double())).numpy())
-    references = [_tensors(s, network.target) for s in labels]
+    references = [tensors_of(s, network.target) for s in labels]
     charges = np.array([float(s.atoms.info.get("charge", 0)) for s in labels])
     exact = charges[:, None, None] * np.eye(3) if network.target == "apt" else 0.0
     residual_of_labels = np.array([t.sum(axis=0) for t in references]) - exact
@@ -385,7 +370,7 @@ class _Trainer:
             graphs = [_graph(s, network.species, network.cutoff, dtype) for s in labels]
         graphs = [network.prepare(g) for g in graphs]
         self.network, self.graphs = network, graphs
-        components = [to_irreps(target, torch.from_numpy(_tensors(s, target))).to(dtype) for s in labels]
+        components = [to_irreps(target, torch.from_numpy(tensors_of(s, target))).to(dtype) for s in labels]
         levels = levels_of_theory(labels)
         is_same_level = initial_model is not None and initial_model.metadata.get("level_of_theory", []) == levels
         if not is_same_level:
@@ -730,12 +715,6 @@ def _known_trajectories(initial: ResponseNetwork | None, labels: Sequence[Labell
 def _graph(snapshot: LabelledSnapshot, species: Sequence[int], cutoff: float, dtype: torch.dtype) -> Graph:
     atoms = snapshot.atoms
     return graph_of(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, species, cutoff, dtype)
-
-
-def _tensors(snapshot: LabelledSnapshot, target: str) -> Array:
-    tensors = snapshot.apt if target == "apt" else snapshot.pgt
-    assert tensors is not None, "labels are checked before"
-    return np.asarray(tensors, dtype=float)
 
 
 def _check_labels(target: str, train: Sequence[LabelledSnapshot], test: Sequence[LabelledSnapshot]) -> None:

@@ -16,7 +16,6 @@ from mimyria_wf.committee import (
     Committee,
     component_variances,
     fit_posterior,
-    member_components,
     relative_uncertainties,
     reliability,
     snapshot_grams,
@@ -114,7 +113,7 @@ def trained(request: pytest.FixtureRequest) -> FixedFeatures:
 
 def test_members_are_centred_on_the_prediction(trained):
     graph = join([trained.graph(structure(np.random.default_rng(k))) for k in range(2)])
-    found = member_components(trained, graph, 7, seed=3)
+    found = Committee(trained, 7, seed=3).components(graph)
     assert found.shape == (8, 12, 9 if trained.target == "apt" else 18)
     with torch.no_grad():
         torch.testing.assert_close(found[0], trained.components(graph))
@@ -124,7 +123,7 @@ def test_members_are_centred_on_the_prediction(trained):
 
 def test_spread_of_many_members_is_the_posterior(trained):
     graph = trained.graph(structure(np.random.default_rng(5)))
-    members = member_components(trained, graph, 6000)
+    members = Committee(trained, 6000).components(graph)
     # 6000 samples: a variance is known to sqrt(2/6000) = 2 %, the largest of 108 to three times that
     torch.testing.assert_close(members[1:].var(dim=0), component_variances(trained, graph), rtol=0.1, atol=0)
     tensors = from_irreps(trained.target, members)
@@ -137,7 +136,7 @@ def test_few_members_have_the_size_of_the_posterior(trained, n_members):
     graph = trained.graph(structure(np.random.default_rng(5)))
     squares = [
         (found[1:] - found[0]).square().mean(dim=0)
-        for found in (member_components(trained, graph, n_members, seed) for seed in range(250))
+        for found in (Committee(trained, n_members, seed).components(graph) for seed in range(250))
     ]
     ratio = torch.stack(squares).mean(dim=0) / component_variances(trained, graph)
     assert float(ratio.mean()) == pytest.approx(1.0, abs=0.12)  # without the factor: 0.5 and 0.67
@@ -301,7 +300,7 @@ def test_a_second_training_calibrates_the_first(density_labels, tmp_path):
     save_model(calibrated.network, tmp_path / "model.pt")
     graph = calibrated.network.graph(density_labels[0].atoms)
     read = load_model(tmp_path / "model.pt")
-    torch.testing.assert_close(member_components(read, graph, 3), member_components(calibrated.network, graph, 3))
+    torch.testing.assert_close(Committee(read, 3).components(graph), Committee(calibrated.network, 3).components(graph))
     assert read.posterior.calibration == calibrated.network.posterior.calibration
 
 
