@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from aiida import orm
-from aiida.engine import ExitCode, ProcessSpec, while_
-from aiida.plugins import CalculationFactory
+from aiida.common.exceptions import MissingEntryPointError
+from aiida.engine import ExitCode, ProcessSpec, WorkChain, while_
+from aiida.plugins import CalculationFactory, WorkflowFactory
 
 from mimyria_wf.calculators.assembly import assemble_labels, take_snapshots
 from mimyria_wf.calculators.data import known_field_forces, points_of, read_snapshots
@@ -26,7 +27,9 @@ class LabelsWorkChain(WindowedWorkChain):
     def define(cls, spec: ProcessSpec) -> None:  # type: ignore[override]
         """Declare inputs, outline and outputs."""
         super().define(spec)
-        spec.input("code", valid_type=orm.AbstractCode, help="mimyria-wf (tblite) or CP2K.")
+        spec.input(
+            "code", valid_type=orm.AbstractCode, help="The engine's: mimyria-wf (tblite and the like), CP2K, VASP."
+        )
         spec.input("snapshots", valid_type=orm.SinglefileData, help="The pool, extxyz.")
         spec.input("indices", valid_type=orm.List, help="Which snapshots of the pool are wanted.")
         spec.input(
@@ -36,6 +39,12 @@ class LabelsWorkChain(WindowedWorkChain):
         )
         spec.input("template", valid_type=orm.SinglefileData, required=False, help="CP2K input, for engine cp2k.")
         spec.input_namespace("files", valid_type=orm.SinglefileData, dynamic=True, required=False)
+        spec.input_namespace(
+            "engine",
+            dynamic=True,
+            required=False,
+            help="What else the engine's process takes (k-points, potentials, ...), under the names of its inputs.",
+        )
         spec.input("options", valid_type=orm.Dict, required=False, help="Scheduler options of the label jobs.")
         spec.outline(
             cls.setup,
@@ -105,11 +114,13 @@ class LabelsWorkChain(WindowedWorkChain):
             "level_of_theory": orm.Dict(settings["level_of_theory"]),
             "metadata": job_metadata(options),
         }
-        if "template" in self.inputs:
-            inputs["template"] = self.inputs.template
-        if "files" in self.inputs and settings["engine"] != "tblite":
-            inputs["files"] = dict(self.inputs.files)
-        return CalculationFactory(f"mimyria_wf.{settings['engine']}.fields"), inputs
+        process = field_set_process(settings["engine"])
+        if issubclass(process, WorkChain):  # which has no scheduler options of its own
+            inputs["options"] = orm.Dict(inputs.pop("metadata").get("options", {}))
+        for name in ("template", "files"):
+            if name in self.inputs and name in process.spec().inputs:
+                inputs[name] = self.inputs[name]
+        return process, {**inputs, **self.inputs.get("engine", {})}
 
     def assemble(self) -> ExitCode | None:
         """Reduce the forces to tensors; a few snapshots may be lost to failed jobs, more than that is an error."""
@@ -139,3 +150,17 @@ class LabelsWorkChain(WindowedWorkChain):
         self.out("labels", outputs["labels"])
         self.out("report", outputs["report"])
         return None
+
+
+def field_set_process(engine: str) -> Any:
+    """Return the process that computes the field sets of an engine.
+
+    Its own workchain or calculation, by the entry point ``mimyria_wf.ENGINE.fields``; else the calculation that runs
+    ``mimyria-wf label --engine ENGINE``, which serves every engine of the command line.
+    """
+    for factory in (WorkflowFactory, CalculationFactory):
+        try:
+            return factory(f"mimyria_wf.{engine}.fields")
+        except MissingEntryPointError:
+            continue
+    return CalculationFactory("mimyria_wf.engine.fields")
