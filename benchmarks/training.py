@@ -45,7 +45,7 @@ def budgets(preset: str, target: Target, factor: float) -> tuple[str, list[int]]
     settings = resolve(preset, target)[1]
     name = "n_steps" if settings.n_steps is not None else "n_epochs"
     last = getattr(settings, name)
-    value, values = 1.0 if name == "n_epochs" else 12.0, []
+    value, values = 1.0 if name == "n_epochs" else 6.0, []
     while value < last / factor**0.5:
         values.append(round(value))
         value *= factor

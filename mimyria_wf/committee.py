@@ -294,6 +294,8 @@ def fit_posterior(
     network: LinearReadout,
     labels: Sequence[LabelledSnapshot],
     held_out: Sequence[LabelledSnapshot] = (),
+    graphs: Sequence[Graph] | None = None,
+    held_out_graphs: Sequence[Graph] | None = None,
 ) -> Posterior:
     """Return the posterior of the last layer of a trained network.
 
@@ -308,6 +310,8 @@ def fit_posterior(
         held_out: that neither trunk nor last layer has seen. Without any, folds of the training labels (whole
             trajectories if there are enough) are left out of the last layer, which gives uncertainties that are too
             small, see the module's text, with one alpha for all species and blocks.
+        graphs: of the labels, if they are known.
+        held_out_graphs: of the held-out labels, if they are known.
 
     Raises:
         ModelError: the network has no linear last layer.
@@ -319,13 +323,15 @@ def fit_posterior(
         raise LabelError("a posterior needs the training labels, got none")
     n_species, n_blocks = len(network.species), len(blocks(network.target))
     folds = [np.zeros(len(s.atoms), dtype=int) for s in labels] if held_out else _folds(labels)
-    grams, moments, n_atoms = _normal_equations(network, labels, folds)
+    grams, moments, n_atoms = _normal_equations(network, labels, folds, graphs)
+    judging, judging_graphs = (held_out, held_out_graphs) if held_out else (labels, graphs)
     totals = [gram.sum(axis=1) for gram in grams]
     judges: dict[tuple[int, int, int], _Judge] = {}
     sums = np.zeros((n_species, n_blocks, 3, len(RIDGES)))
-    for batch in _batches(held_out or labels):
+    for batch in _batches(judging):
         of_batch = None if held_out else np.concatenate(folds[batch])
-        for z, b, k, features, reference in _observations(network, (held_out or labels)[batch], of_batch):
+        known = None if judging_graphs is None else judging_graphs[batch]
+        for z, b, k, features, reference in _observations(network, judging[batch], of_batch, known):
             if (z, b, k) not in judges:
                 fitted = network.readout[b][z].detach().double().cpu().numpy() if held_out else None
                 # what a fold is judged by must not know it
@@ -359,7 +365,11 @@ def fit_posterior(
 
 
 def transferred_posterior(
-    network: LinearReadout, labels: Sequence[LabelledSnapshot], other: LinearReadout, calibration: Mapping[str, Any]
+    network: LinearReadout,
+    labels: Sequence[LabelledSnapshot],
+    other: LinearReadout,
+    calibration: Mapping[str, Any],
+    graphs: Sequence[Graph] | None = None,
 ) -> Posterior:
     """Return the posterior of a network with the alphas and the ratio of zeta^2 of another one.
 
@@ -371,9 +381,11 @@ def transferred_posterior(
         labels: all of them.
         other: with its posterior.
         calibration: record to keep.
+        graphs: of the labels, if they are known.
     """
     source = require_posterior(other)
-    grams, _, n_atoms = _normal_equations(network, labels, [np.zeros(len(s.atoms), dtype=int) for s in labels])
+    one_fold = [np.zeros(len(s.atoms), dtype=int) for s in labels]
+    grams, _, n_atoms = _normal_equations(network, labels, one_fold, graphs)
     totals = [gram[:, 0] for gram in grams]
     # alphas are in units of the network's own scale, which a warm start keeps from its initial model
     starts = [block.start for block in blocks(network.target)]
@@ -393,7 +405,10 @@ def transferred_posterior(
 
 
 def _normal_equations(
-    network: LinearReadout, labels: Sequence[LabelledSnapshot], folds: Sequence[Array]
+    network: LinearReadout,
+    labels: Sequence[LabelledSnapshot],
+    folds: Sequence[Array],
+    graphs: Sequence[Graph] | None,
 ) -> tuple[list[Array], list[Array], Array]:
     """Return G (n_species, n_folds, n_features, n_features), sum f y, by block, and the number of atoms by species."""
     n_species, n_folds = len(network.species), max(int(fold.max()) for fold in folds) + 1
@@ -404,7 +419,8 @@ def _normal_equations(
     for batch in _batches(labels):
         for snapshot in labels[batch]:
             n_atoms += np.array([(snapshot.atoms.numbers == z).sum() for z in network.species])
-        for z, b, k, features, reference in _observations(network, labels[batch], np.concatenate(folds[batch])):
+        known = None if graphs is None else graphs[batch]
+        for z, b, k, features, reference in _observations(network, labels[batch], np.concatenate(folds[batch]), known):
             grams[b][z, k] += features.T @ features
             moments[b][z, k] += features.T @ reference
     return grams, moments, n_atoms
@@ -458,7 +474,10 @@ def _batches(labels: Sequence[LabelledSnapshot]) -> Iterator[slice]:
 
 
 def _observations(
-    network: LinearReadout, snapshots: Sequence[LabelledSnapshot], folds: Array | None
+    network: LinearReadout,
+    snapshots: Sequence[LabelledSnapshot],
+    folds: Array | None,
+    graphs: Sequence[Graph] | None = None,
 ) -> Iterator[tuple[int, int, int, Array, Array]]:
     """Yield species, block, fold, features (n, n_features) and standardised references (n,) of some snapshots.
 
@@ -466,8 +485,9 @@ def _observations(
         network: with a linear last layer.
         snapshots: taken at once.
         folds: (n_atoms,) of all their atoms; None for fold 0.
+        graphs: of the snapshots, if they are known.
     """
-    graph = join([network.graph(snapshot.atoms) for snapshot in snapshots])
+    graph = join(graphs or [network.graph(snapshot.atoms) for snapshot in snapshots])
     with torch.no_grad():
         features = [values.double().cpu().numpy() for values in network.readout_features(graph)]
     species = graph.species.cpu().numpy()

@@ -169,21 +169,24 @@ def _posterior(
     network: Any, trainer: "_Trainer", initial_model: ResponseNetwork | None, progress: Progress | None
 ) -> Posterior:
     """Return the posterior of the last layer, calibrated by labels that the trunk has not seen, if there are any."""
-    labels, settings = trainer.labels, trainer.settings
-    fitted = [labels[i] for i in trainer.training]
+    labels, graphs, settings = trainer.labels, trainer.graphs, trainer.settings
+    fitted, fitted_graphs = [labels[i] for i in trainer.training], [graphs[i] for i in trainer.training]
     if trainer.validation:
-        return fit_posterior(network, fitted, [labels[i] for i in trainer.validation])
+        held_out = [labels[i] for i in trainer.validation]
+        return fit_posterior(network, fitted, held_out, fitted_graphs, [graphs[i] for i in trainer.validation])
     aside = calibration_split(labels, settings.calibration_fraction, settings.seed)
     if not aside:
-        return fit_posterior(network, fitted)
+        return fit_posterior(network, fitted, graphs=fitted_graphs)
     # a model of the same level of theory may have seen what is set aside, in an earlier iteration
     is_innocent = network.metadata["level_of_initial_model"] not in (None, network.metadata["level_of_theory"])
     rest = [s for i, s in enumerate(labels) if i not in aside]
     second = replace(settings, calibration_fraction=0.0, threads=torch.get_num_threads())
     start = initial_model if is_innocent else None
-    other: Any = _Trainer(network.target, rest, network.settings, second, start, None).run((), None, progress).network
-    other.posterior = fit_posterior(other, rest, [labels[i] for i in aside])
-    return transferred_posterior(network, labels, other, {"method": f"second training without {len(aside)} snapshots"})
+    second_trainer = _Trainer(network.target, rest, network.settings, second, start, None)
+    other: Any = second_trainer.run((), None, progress).network
+    other.posterior = fit_posterior(other, rest, [labels[i] for i in aside], second_trainer.graphs)
+    record = {"method": f"second training without {len(aside)} snapshots"}
+    return transferred_posterior(network, labels, other, record, graphs)
 
 
 def calibration_split(labels: Sequence[LabelledSnapshot], fraction: float, seed: int) -> list[int]:
