@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ase
 import numpy as np
@@ -21,8 +21,8 @@ from mimyria_wf.derivatives import (
     RemovedMotion,
 )
 from mimyria_wf.errors import EngineError, LabelError, TrajectoryError
+from mimyria_wf.field_engine import FieldEngine, sound_forces
 from mimyria_wf.field_forces import (
-    Engine,
     FieldForces,
     FieldForcesStore,
     StoredFieldForces,
@@ -34,7 +34,6 @@ from mimyria_wf.finite_field import (
     check_step,
     check_targets,
     field_vectors,
-    point_name,
     response_tensors,
 )
 from mimyria_wf.frames import Trajectory, TrajectoryReader
@@ -56,6 +55,7 @@ __all__ = [
     "FieldForces",
     "FieldForcesStore",
     "StoredFieldForces",
+    "computed",
     "label_file",
     "label_snapshots",
     "label_trajectory",
@@ -64,17 +64,6 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int, str], None]
-
-
-class FieldEngine(Engine, Protocol):
-    """Anything that gives forces of a configuration in homogeneous fields."""
-
-    def forces(self, atoms: ase.Atoms, vectors: Array) -> Array:
-        """Return forces (n_fields, n_atoms, 3) [E_h/a0] in fields (n_fields, 3) [E_h/(e a0)].
-
-        Raises:
-            EngineError: instead of returning anything that is not finite or not converged.
-        """
 
 
 def label_snapshots(
@@ -102,8 +91,7 @@ def label_snapshots(
         missing = store.missing(atoms, level, wanted, step)
         if missing:
             vectors = np.array(list(missing.values()))
-            new = FieldForces(vectors, _checked_forces(engine, atoms, vectors))
-            known = store.add(atoms, new, engine)
+            known = computed(engine, atoms, vectors, store)
         else:
             known = store.get(atoms, level) or FieldForces(np.empty((0, 3)), np.empty((0, len(atoms), 3)))
         field_forces = known.chosen(field_vectors(step, wanted).values(), step)
@@ -113,16 +101,16 @@ def label_snapshots(
         yield field_forces, tensors
 
 
-def _checked_forces(engine: FieldEngine, atoms: ase.Atoms, vectors: Array) -> Array:
-    forces = np.asarray(engine.forces(atoms, vectors), dtype=float)
-    where = f"{engine.name} gave {{}} for {atoms.info.get('snapshot', atoms.get_chemical_formula())}"
-    if forces.shape != (len(vectors), len(atoms), 3):
-        raise EngineError(where.format(f"forces of shape {forces.shape}, expected {(len(vectors), len(atoms), 3)},"))
-    if not np.all(np.isfinite(forces)):
-        point, atom, _ = np.argwhere(~np.isfinite(forces))[0]
-        name = point_name(vectors[point])
-        raise EngineError(where.format(f"forces that are not finite (field point {name}, atom {atom})"))
-    return forces
+def computed(engine: FieldEngine, atoms: ase.Atoms, vectors: Array, store: FieldForcesStore) -> FieldForces:
+    """Compute field points (n, 3) [E_h/(e a0)], keep the sound ones, and return all that is known of the snapshot.
+
+    Raises:
+        EngineError: a point is not sound; the others are kept.
+    """
+    results = engine.field_results(atoms, vectors)
+    if results.forces.shape[1] == len(atoms) and results.valid.any() and not results.valid.all():
+        store.add(atoms, FieldForces(results.field_vectors[results.valid], results.forces[results.valid]), engine)
+    return store.add(atoms, FieldForces(vectors, sound_forces(engine, atoms, results)), engine)
 
 
 def label_file(
@@ -246,7 +234,7 @@ class _TensorTask:
         for frame in range(len(chunk.positions)):
             atoms = chunk.atoms(frame)
             atoms.info.update(self.info, snapshot=f"{chunk.name}/{first + frame}")
-            forces = _checked_forces(self.engine, atoms, vectors)
+            forces = self.engine.forces(atoms, vectors)
             tensors = response_tensors(vectors, forces, self.targets)
             apt.append(tensors.apt)
             pgt.append(tensors.pgt)

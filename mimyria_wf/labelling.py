@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mimyria_wf.engines import FieldEngine, FieldForces, FieldForcesStore, label_trajectory
+from mimyria_wf.engines import FieldForcesStore, computed, label_trajectory
 from mimyria_wf.errors import EngineError, FieldSetError, LabelError
+from mimyria_wf.field_engine import FieldEngine
 from mimyria_wf.labels import configuration_key, matching_rows, read_labels, read_snapshots, write_labels
 from mimyria_wf.metrics import tensor_errors
 from mimyria_wf.trajectory import open_trajectory
@@ -30,7 +31,7 @@ def field_forces_file(
 ) -> dict[str, Any]:
     """Compute the forces of every snapshot in every field; what the file holds already is kept.
 
-    A snapshot that the engine fails for costs only itself: the others are computed and kept before the error is raised.
+    A point that the engine fails at costs only itself: the others are computed and kept before the error is raised.
 
     Args:
         path: snapshots, anything ASE reads.
@@ -62,14 +63,10 @@ def field_forces_file(
         missing = wanted[[row is None for row in rows]]
         if len(missing):
             try:
-                forces = np.asarray(engine.forces(atoms, missing), dtype=float)
+                computed(engine, atoms, missing, store)
             except EngineError as error:
                 failures.append(f"snapshot {index}: {error}")
                 continue
-            if not np.isfinite(forces).all():
-                failures.append(f"snapshot {index}: {engine.name} gave forces that are not finite")
-                continue
-            store.add(atoms, FieldForces(missing, forces), engine)
             n_computed += len(missing)
         if progress is not None:
             progress(index + 1, len(snapshots), "field sets")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,13 +15,15 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mimyria_wf.errors import EngineError
-from mimyria_wf.finite_field import point_name
+from mimyria_wf.field_engine import FieldEngine, FieldResults
 from mimyria_wf.labels import multiplicity, total_charge
 from mimyria_wf.response import Array
-from mimyria_wf.units import BOHR
+from mimyria_wf.units import BOHR, HARTREE
 
 METHODS = ("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB")
 _LAST_ELEMENT = 86
+_EPS_SCF = 2e-5
+"""What tblite's accuracy of 1 means: the change of the density at which the SCF ends [e] (tblite, xtb/singlepoint)."""
 _NEAR = 0.1  # A; an MD step moves atoms by some 0.01 A, decorrelated snapshots differ by far more
 
 Start = Literal["auto", "cold"]
@@ -36,8 +39,8 @@ class _Point:
     snapshot: int = -1  # the snapshot of that result
 
 
-class TbliteEngine:
-    """A FieldEngine on tblite's Python interface.
+class TbliteEngine(FieldEngine):
+    """GFN-xTB by tblite's Python interface.
 
     Calculators are kept while successive snapshots have the same atoms, charge and multiplicity.
 
@@ -56,6 +59,13 @@ class TbliteEngine:
     """
 
     name = "tblite"
+    settings = {
+        "method": "GFN2-xTB (default), GFN1-xTB or IPEA1-xTB",
+        "accuracy": "factor on all of tblite's thresholds (0.001)",
+        "max_iterations": "of the self-consistent field (250)",
+        "start": "auto or cold: where a point's self-consistent field starts",
+        "threads": "OpenMP threads (1)",
+    }
 
     def __init__(
         self,
@@ -79,7 +89,7 @@ class TbliteEngine:
         self.start = start
         self.threads = int(threads)
         try:
-            self.version = importlib.metadata.version("tblite")
+            self._version = importlib.metadata.version("tblite")
         except importlib.metadata.PackageNotFoundError:
             raise EngineError("tblite is not installed: pip install tblite") from None
         self._forget()
@@ -103,23 +113,49 @@ class TbliteEngine:
         self._forget()
 
     @property
+    def version(self) -> str:
+        """The installed version."""
+        return self._version
+
+    @property
     def level_of_theory(self) -> Mapping[str, Any]:
         """What decides the forces; the start of the density does not, within the thresholds."""
         return {"program": "tblite", "version": self.version, "method": self.method, "accuracy": self.accuracy}
 
-    def forces(self, atoms: ase.Atoms, vectors: Array) -> Array:
-        """Return forces in homogeneous fields.
+    def varied(self, **changes: Any) -> TbliteEngine:
+        """Return this engine with other settings.
+
+        Args:
+            changes: arguments of the constructor, or ``eps_scf``: the density's change at which the self-consistent
+                field ends [e], accuracy times 2e-5; 2e-8 is the default's.
+        """
+        state = {key: getattr(self, key) for key in self.settings}
+        if "eps_scf" in changes:
+            state["accuracy"] = float(changes.pop("eps_scf")) / _EPS_SCF
+        unknown = sorted(set(changes) - set(self.settings))
+        if unknown:
+            raise EngineError(f"tblite cannot vary {', '.join(unknown)} (known: eps_scf, {', '.join(self.settings)})")
+        return TbliteEngine(**{**state, **changes})
+
+    def check(self, atoms: ase.Atoms, targets: Sequence[str], step: float) -> list[str]:
+        """Return warnings before anything runs; EngineError for what tblite cannot do."""
+        _checked_system(atoms)
+        if "pgt" in targets and self.accuracy > 0.01:
+            return [f"tblite: accuracy {self.accuracy:g} is too loose for a PGT; use 0.001"]
+        return []
+
+    def field_results(self, atoms: ase.Atoms, vectors: Array) -> FieldResults:
+        """Return forces, dipoles and gap in homogeneous fields.
 
         Args:
             atoms: not periodic; info["charge"] and info["multiplicity"] count.
             vectors: (n_fields, 3) Cartesian field vectors [E_h/(e a0)].
 
-        Returns:
-            (n_fields, n_atoms, 3) [E_h/a0].
-
         Raises:
-            EngineError: what tblite cannot do, or a self-consistent field that does not converge.
+            EngineError: what tblite cannot do. A self-consistent field that does not converge is the problem of its
+                point.
         """
+        began = time.perf_counter()
         vectors = np.asarray(vectors, dtype=float).reshape(-1, 3)
         system = _checked_system(atoms)
         if system != self._system or len(self._points) > 64:
@@ -128,19 +164,31 @@ class TbliteEngine:
         positions = np.ascontiguousarray(atoms.positions / BOHR)
         with _openmp_threads(self.threads):
             points = [self._point(atoms, vector, positions) for vector in vectors]
-            results = self._continued(points, positions)
+            results, problems = self._continued(points, positions), [""] * len(points)
             if results is None:
-                results = [self._cold(point, positions, atoms) for point in points]
+                cold = [self._cold(point, positions) for point in points]
+                results, problems = [result for result, _ in cold], [problem for _, problem in cold]
         self._positions = positions
         self._snapshot += 1
-        for point, result in zip(points, results):
+        forces, dipoles = np.full((len(vectors), len(atoms), 3), np.nan), np.full((len(vectors), 3), np.nan)
+        for k, (point, result) in enumerate(zip(points, results)):
             point.result, point.snapshot = result, self._snapshot
-        forces = np.array([-result.get("gradient") for result in results]).reshape(len(vectors), len(atoms), 3)
-        if not np.all(np.isfinite(forces)):
+            if result is not None:
+                forces[k], dipoles[k] = -result.get("gradient"), result.get("dipole")
+                if not np.isfinite(forces[k]).all():
+                    problems[k] = "forces that are not finite: check the geometry"
+        if any(problems):
             self._forget()
-            row = int(np.argwhere(~np.isfinite(forces))[0, 0])
-            raise EngineError(f"tblite gave forces that are not finite {_at(vectors[row], atoms)}: check its geometry")
-        return forces
+        weakest = int(np.argmin(np.linalg.norm(vectors, axis=1))) if len(vectors) else 0
+        return FieldResults(
+            field_vectors=vectors,
+            forces=forces,
+            version=self.version,
+            problems=tuple(problems),
+            dipoles=dipoles,
+            gap=None if not len(vectors) or problems[weakest] else _gap(results[weakest]),
+            seconds=time.perf_counter() - began,
+        )
 
     def _point(self, atoms: ase.Atoms, vector: Array, positions: Array) -> _Point:
         key = vector.tobytes()
@@ -187,15 +235,24 @@ class TbliteEngine:
                 return None
         return results
 
-    def _cold(self, point: _Point, positions: Array, atoms: ase.Atoms) -> Any:
+    def _cold(self, point: _Point, positions: Array) -> tuple[Any, str]:
+        """Return a result that starts from the atoms, or None and the problem."""
         from tblite.exceptions import TBLiteRuntimeError
 
         try:
             point.calculator.update(positions=positions)  # refuses atoms upon each other
-            return point.calculator.singlepoint()
+            return point.calculator.singlepoint(), ""
         except TBLiteRuntimeError as error:
-            self._forget()
-            raise EngineError(f"tblite failed {_at(point.field, atoms)}: {_one_line(error)}") from None
+            return None, _one_line(error)
+
+
+def _gap(result: Any) -> float | None:
+    """Return the distance of the highest occupied to the lowest empty orbital [eV]."""
+    levels = np.asarray(result.get("orbital-energies"), dtype=float).ravel()
+    n_occupied = int(np.ceil(np.sum(result.get("orbital-occupations")) / 2 - 1e-6))
+    if not 0 < n_occupied < len(levels):
+        return None
+    return float(levels[n_occupied] - levels[n_occupied - 1]) * HARTREE
 
 
 def _checked_system(atoms: ase.Atoms) -> tuple[bytes, int, int]:
@@ -223,10 +280,6 @@ def _checked_system(atoms: ase.Atoms) -> tuple[bytes, int, int]:
             "multiplicity"
         )
     return atoms.numbers.tobytes(), charge, unpaired
-
-
-def _at(vector: Array, atoms: ase.Atoms) -> str:
-    return f"at field point {point_name(vector)} of {atoms.info.get('snapshot', atoms.get_chemical_formula())}"
 
 
 def _one_line(error: Exception) -> str:

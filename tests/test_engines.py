@@ -27,6 +27,7 @@ from mimyria_wf.engines import (
     write_field_forces,
 )
 from mimyria_wf.errors import EngineError, FieldSetError, LabelError, SpectrumError, TrajectoryError
+from mimyria_wf.field_engine import FieldEngine, FieldResults
 from mimyria_wf.finite_field import field_vectors
 from mimyria_wf.frames import Trajectory
 from mimyria_wf.labels import read_labels
@@ -37,17 +38,17 @@ from mimyria_wf.trajectory import open_trajectory, write_trajectory
 STEP = 1e-3
 
 
-class ModelEngine:
+class ModelEngine(FieldEngine):
     """Forces F0 + P(r).E + E.Q(r).E/2 with tensors that are known functions of the positions; counts its points."""
 
     name = "model"
     version = "1"
+    level_of_theory = {"program": "model", "spring": 1.0}
 
     def __init__(self, fail_after: int | None = None, spoil: str = ""):
         self.n_points = 0
         self.fail_after = fail_after
         self.spoil = spoil
-        self.level_of_theory = {"program": "model", "spring": 1.0}
 
     def apt(self, positions):
         return np.einsum("id,f->idf", positions, [1.0, -0.5, 0.2]) + np.eye(3)
@@ -55,7 +56,7 @@ class ModelEngine:
     def pgt(self, positions):
         return np.einsum("id,fg->idfg", positions**2, np.diag([1.0, 2.0, 3.0]) + 0.3)
 
-    def forces(self, atoms, vectors):
+    def field_results(self, atoms, vectors):
         if self.fail_after is not None and self.n_points + len(vectors) > self.fail_after:
             raise EngineError("stopped")
         self.n_points += len(vectors)
@@ -64,7 +65,7 @@ class ModelEngine:
         forces = 0.01 * atoms.positions + linear + quadratic
         if self.spoil == "nan":
             forces[-1, 1] = np.nan
-        return forces[:, :-1] if self.spoil == "shape" else forces
+        return FieldResults(vectors, forces[:, :-1] if self.spoil == "shape" else forces, self.version)
 
 
 def snapshots(n: int = 4) -> list[ase.Atoms]:
@@ -195,14 +196,17 @@ def test_a_killed_process_leaves_a_file_to_go_on_with(tmp_path: Path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        ("nan", r"model gave forces that are not finite \(field point -z, atom 1\) for nve-000/0"),
+        ("nan", r"model failed at field point -z of nve-000/0: forces that are not finite \(atom 1\)"),
         ("shape", r"model gave forces of shape \(6, 2, 3\), expected \(6, 3, 3\), for nve-000/0"),
     ],
 )
 def test_unusable_forces_are_refused(snapshot_file: Path, tmp_path: Path, spoil, message):
     with pytest.raises(EngineError, match=message):
         label_file(snapshot_file, ModelEngine(spoil=spoil), ["apt"], STEP, tmp_path / "l.extxyz", tmp_path / "f.h5")
-    assert not read_field_forces(tmp_path / "f.h5")
+    kept = read_field_forces(tmp_path / "f.h5")
+    assert [one.field_forces.point_names for one in kept] == (
+        [("+x", "-x", "+y", "-y", "+z")] if spoil == "nan" else []
+    )
 
 
 def test_bad_field_forces_files_are_refused(snapshot_file: Path, tmp_path: Path):
@@ -327,7 +331,7 @@ def test_trajectories_that_cannot_be_labelled(reader, tmp_path: Path):
     write_trajectory(tmp_path / "still.h5", run(velocities=False))
     with pytest.raises(TrajectoryError, match="no velocities"):
         label_trajectory(open_trajectory(tmp_path / "still.h5"), ModelEngine(), ["apt"], STEP, tmp_path / "d.h5")
-    with pytest.raises(EngineError, match=r"not finite .* for nve-000/7"):
+    with pytest.raises(EngineError, match=r"of nve-000/7: forces that are not finite"):
         label_trajectory(reader, ModelEngine(spoil="nan"), ["apt"], STEP, tmp_path / "d.h5", 7)
     assert not (tmp_path / "d.h5").exists()
     with pytest.raises(EngineError, match="processes"):
