@@ -62,6 +62,10 @@ def field_forces_node(
     configuration_keys: Sequence[str],
     level_of_theory: Mapping[str, Any],
     level_of_theory_key: str,
+    *,
+    dipoles: np.ndarray | None = None,
+    dipole_quanta: np.ndarray | None = None,
+    gaps: Sequence[float | None] | None = None,
 ) -> orm.ArrayData:
     """Return the forces of all field points of one job as a node that later campaigns can find and reuse.
 
@@ -72,6 +76,9 @@ def field_forces_node(
         configuration_keys: content keys of the snapshots.
         level_of_theory: settings of the engine, with its version.
         level_of_theory_key: content key of the settings.
+        dipoles: (n_points, 3) [e a0], NaN where unknown; Berry phase: modulo the quanta.
+        dipole_quanta: (n_configurations, 3, 3), a row for each quantum [e a0]; NaN for clusters.
+        gaps: of each configuration [eV], None where unknown.
     """
     node = orm.ArrayData()
     node.set_array("field_vectors", np.asarray(field_vectors, dtype=float))
@@ -83,9 +90,19 @@ def field_forces_node(
             "configuration_keys": list(configuration_keys),
             "level_of_theory": dict(level_of_theory),
             "level_of_theory_key": level_of_theory_key,
-            "units": {"field_vectors": "E_h/(e a0)", "forces": "E_h/a0"},
+            "units": {
+                "field_vectors": "E_h/(e a0)",
+                "forces": "E_h/a0",
+                "dipoles": "e a0",
+                "dipole_quanta": "e a0",
+            },
         }
     )
+    if gaps is not None:
+        node.base.attributes.set("gaps_eV", [None if gap is None else float(gap) for gap in gaps])
+    for name, array in (("dipoles", dipoles), ("dipole_quanta", dipole_quanta)):
+        if array is not None:
+            node.set_array(name, np.asarray(array, dtype=float))
     return node
 
 
