@@ -37,7 +37,9 @@ class FieldResults:
         dipoles: (n_fields, 3) [e a0], NaN where unknown; of a cluster about the origin of its coordinates, of a
             periodic system by the Berry phase, modulo `dipole_quanta`. None: not known.
         dipole_quanta: (3, 3) rows by which a periodic dipole is undetermined [e a0]; None for clusters.
-        gap: between the highest occupied and the lowest empty level without field [eV], None if unknown.
+        gap: between the highest occupied and the lowest empty level without field [eV], None if unknown; by default
+            that of `gaps` at the weakest field.
+        gaps: (n_fields,) in each field [eV], NaN where unknown; None: not known.
         seconds: wall time.
     """
 
@@ -48,6 +50,7 @@ class FieldResults:
     dipoles: Array | None = None
     dipole_quanta: Array | None = None
     gap: float | None = None
+    gaps: Array | None = None
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -72,9 +75,13 @@ class FieldResults:
         for name, array, shape in (
             ("dipoles", self.dipoles, (n_fields, 3)),
             ("dipole quanta", self.dipole_quanta, (3, 3)),
+            ("gaps", self.gaps, (n_fields,)),
         ):
             if array is not None and np.shape(array) != shape:
                 raise EngineError(f"{name} must have shape {shape}, got {np.shape(array)}")
+        if self.gap is None and self.gaps is not None and n_fields:
+            weakest = float(self.gaps[int(np.argmin(np.linalg.norm(vectors, axis=1)))])
+            object.__setattr__(self, "gap", weakest if np.isfinite(weakest) else None)
         object.__setattr__(self, "field_vectors", vectors)
         object.__setattr__(self, "forces", forces)
         object.__setattr__(self, "problems", tuple(problems))
@@ -173,13 +180,14 @@ def sound_forces(engine: FieldEngine, atoms: ase.Atoms, results: FieldResults) -
 def together(results: Sequence[FieldResults]) -> FieldResults:
     """Return the results of one snapshot's points that were computed in several parts, in this order."""
     first = results[0]
-    has_dipoles = all(one.dipoles is not None for one in results)
+    has_dipoles, has_gaps = (all(getattr(one, n) is not None for one in results) for n in ("dipoles", "gaps"))
     return replace(
         first,
         field_vectors=np.concatenate([one.field_vectors for one in results]),
         forces=np.concatenate([one.forces for one in results]),
         problems=tuple(problem for one in results for problem in one.problems),
         dipoles=np.concatenate([np.asarray(one.dipoles) for one in results]) if has_dipoles else None,
+        gaps=np.concatenate([np.asarray(one.gaps) for one in results]) if has_gaps else None,
         gap=next((one.gap for one in results if one.gap is not None), None),
         seconds=sum(one.seconds for one in results),
     )

@@ -155,6 +155,7 @@ class ProgramEngine(FieldEngine):
             dipoles=results.dipoles,
             dipole_quanta=results.dipole_quanta,
             gap=results.gap,
+            gaps=results.gaps,
             seconds=time.perf_counter() - began,
         )
         if results.valid.all():
@@ -248,6 +249,9 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "_", name.replace("+", "p").replace("-", "m")).strip("_")
 
 
+_OPTIONAL = ("dipoles", "dipole_quanta", "gaps")
+
+
 def _save(path: Path, results: FieldResults) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
@@ -257,9 +261,9 @@ def _save(path: Path, results: FieldResults) -> None:
         "seconds": np.array(results.seconds),
         "version": np.array(results.version),
     }
-    for name, array in (("dipoles", results.dipoles), ("dipole_quanta", results.dipole_quanta)):
-        if array is not None:
-            arrays[name] = array
+    for name in _OPTIONAL:
+        if getattr(results, name) is not None:
+            arrays[name] = getattr(results, name)
     partial = path.with_suffix(".part.npz")
     np.savez(partial, **arrays)  # type: ignore[arg-type]
     partial.replace(path)
@@ -272,8 +276,7 @@ def _loaded(path: Path) -> FieldResults:
             field_vectors=found["field_vectors"],
             forces=found["forces"],
             version=str(found["version"]),
-            dipoles=found.get("dipoles"),
-            dipole_quanta=found.get("dipole_quanta"),
+            **{name: found[name] for name in _OPTIONAL if name in found},
             gap=gap if np.isfinite(gap) else None,
             seconds=float(found["seconds"]),
         )

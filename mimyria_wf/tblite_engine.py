@@ -171,22 +171,22 @@ class TbliteEngine(FieldEngine):
         self._positions = positions
         self._snapshot += 1
         forces, dipoles = np.full((len(vectors), len(atoms), 3), np.nan), np.full((len(vectors), 3), np.nan)
+        gaps = np.full(len(vectors), np.nan)
         for k, (point, result) in enumerate(zip(points, results)):
             point.result, point.snapshot = result, self._snapshot
             if result is not None:
-                forces[k], dipoles[k] = -result.get("gradient"), result.get("dipole")
+                forces[k], dipoles[k], gaps[k] = -result.get("gradient"), result.get("dipole"), _gap(result)
                 if not np.isfinite(forces[k]).all():
                     problems[k] = "forces that are not finite: check the geometry"
         if any(problems):
             self._forget()
-        weakest = int(np.argmin(np.linalg.norm(vectors, axis=1))) if len(vectors) else 0
         return FieldResults(
             field_vectors=vectors,
             forces=forces,
             version=self.version,
             problems=tuple(problems),
             dipoles=dipoles,
-            gap=None if not len(vectors) or problems[weakest] else _gap(results[weakest]),
+            gaps=gaps,
             seconds=time.perf_counter() - began,
         )
 
@@ -246,12 +246,12 @@ class TbliteEngine(FieldEngine):
             return None, _one_line(error)
 
 
-def _gap(result: Any) -> float | None:
-    """Return the distance of the highest occupied to the lowest empty orbital [eV]."""
+def _gap(result: Any) -> float:
+    """Return the distance of the highest occupied to the lowest empty orbital [eV], NaN if there is no empty one."""
     levels = np.asarray(result.get("orbital-energies"), dtype=float).ravel()
     n_occupied = int(np.ceil(np.sum(result.get("orbital-occupations")) / 2 - 1e-6))
     if not 0 < n_occupied < len(levels):
-        return None
+        return np.nan
     return float(levels[n_occupied] - levels[n_occupied - 1]) * HARTREE
 
 
