@@ -123,7 +123,7 @@ def fit(data: Quartz, starts: Array, seed: int) -> ResponseNetwork:
     network = build_network(architecture, species, "pgt", seed=seed)
     labels = pairs(data, network, starts)
     network.adapt(labels.graphs)
-    labels = replace(labels, graphs=[network.prepare(g) for g in labels.graphs])
+    labels = replace(labels, graphs=network.prepare(labels.graphs))
     # Independent tensors of this size would give differences as large as those seen.
     power = labels.displacements.pow(2).sum((1, 2)).mean()
     network.scale.fill_(float((labels.differences.pow(2).mean() / power).sqrt()))

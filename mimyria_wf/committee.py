@@ -31,7 +31,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mimyria_wf.errors import LabelError, ModelError
-from mimyria_wf.graphs import Graph, join
+from mimyria_wf.graphs import Graph, batches, join
 from mimyria_wf.irreps import blocks, change_of_basis, from_irreps, tensor_shape, to_irreps
 from mimyria_wf.labels import LabelledSnapshot, tensors_of, trajectory_of
 
@@ -46,6 +46,8 @@ _LEVELS = {"68": 1.0, "95": 1.959964}
 _FLOOR = 1e-12
 _BATCH_ATOMS = 400
 """So many atoms go through the network at once."""
+_KEPT_ATOMS = 5000
+"""Of no more atoms the features are kept in memory: some 50 MB."""
 
 
 class LinearReadout(Protocol):
@@ -323,22 +325,20 @@ def fit_posterior(
         raise LabelError("a posterior needs the training labels, got none")
     n_species, n_blocks = len(network.species), len(blocks(network.target))
     folds = [np.zeros(len(s.atoms), dtype=int) for s in labels] if held_out else _folds(labels)
-    grams, moments, n_atoms = _normal_equations(network, labels, folds, graphs)
-    judging, judging_graphs = (held_out, held_out_graphs) if held_out else (labels, graphs)
+    observed = _Observations(network, labels, folds, graphs)
+    grams, moments = _normal_equations(network, observed)
+    judging = _Observations(network, held_out, None, held_out_graphs) if held_out else observed
     totals = [gram.sum(axis=1) for gram in grams]
     judges: dict[tuple[int, int, int], _Judge] = {}
     sums = np.zeros((n_species, n_blocks, 3, len(RIDGES)))
-    for batch in _batches(judging):
-        of_batch = None if held_out else np.concatenate(folds[batch])
-        known = None if judging_graphs is None else judging_graphs[batch]
-        for z, b, k, features, reference in _observations(network, judging[batch], of_batch, known):
-            if (z, b, k) not in judges:
-                fitted = network.readout[b][z].detach().double().cpu().numpy() if held_out else None
-                # what a fold is judged by must not know it
-                own = 0.0 if held_out else grams[b][z, k]
-                moment = moments[b][z].sum(axis=0) - moments[b][z, k]
-                judges[z, b, k] = _Judge(totals[b][z] - own, moment, _mean_eigenvalue(totals[b][z]), fitted)
-            sums[z, b] += judges[z, b, k].judge(features, reference)
+    for z, b, k, features, reference in judging:
+        if (z, b, k) not in judges:
+            fitted = network.readout[b][z].detach().double().cpu().numpy() if held_out else None
+            # what a fold is judged by must not know it
+            own = 0.0 if held_out else grams[b][z, k]
+            moment = moments[b][z].sum(axis=0) - moments[b][z, k]
+            judges[z, b, k] = _Judge(totals[b][z] - own, moment, _mean_eigenvalue(totals[b][z]), fitted)
+        sums[z, b] += judges[z, b, k].judge(features, reference)
     squares, logarithms, counts = np.moveaxis(sums, 2, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         likelihoods = -0.5 * (logarithms + counts * np.log(squares / counts))
@@ -353,7 +353,7 @@ def fit_posterior(
         grams=tuple(torch.from_numpy(total) for total in totals),
         ridges=RIDGES[best] * _mean_eigenvalues(totals),
         alphas=torch.from_numpy(alphas),
-        n_atoms=torch.from_numpy(n_atoms),
+        n_atoms=_count_atoms(network, labels),
         calibration={
             "method": "held-out labels" if held_out else f"{grams[0].shape[1]} folds of the last layer",
             "trunk_saw_held_out": not held_out,
@@ -384,8 +384,7 @@ def transferred_posterior(
         graphs: of the labels, if they are known.
     """
     source = require_posterior(other)
-    one_fold = [np.zeros(len(s.atoms), dtype=int) for s in labels]
-    grams, _, n_atoms = _normal_equations(network, labels, one_fold, graphs)
+    grams, _ = _normal_equations(network, _Observations(network, labels, None, graphs))
     totals = [gram[:, 0] for gram in grams]
     # alphas are in units of the network's own scale, which a warm start keeps from its initial model
     starts = [block.start for block in blocks(network.target)]
@@ -399,31 +398,27 @@ def transferred_posterior(
         grams=tuple(torch.from_numpy(total) for total in totals),
         ridges=source.calibration["ridge"] * _mean_eigenvalues(totals),
         alphas=torch.stack(rows),
-        n_atoms=torch.from_numpy(n_atoms),
+        n_atoms=_count_atoms(network, labels),
         calibration={**source.calibration, **calibration, "n_training": len(labels)},
     )
 
 
-def _normal_equations(
-    network: LinearReadout,
-    labels: Sequence[LabelledSnapshot],
-    folds: Sequence[Array],
-    graphs: Sequence[Graph] | None,
-) -> tuple[list[Array], list[Array], Array]:
-    """Return G (n_species, n_folds, n_features, n_features), sum f y, by block, and the number of atoms by species."""
-    n_species, n_folds = len(network.species), max(int(fold.max()) for fold in folds) + 1
+def _normal_equations(network: LinearReadout, observed: "_Observations") -> tuple[list[Array], list[Array]]:
+    """Return G (n_species, n_folds, n_features, n_features) and sum f y, by block."""
+    n_species, n_folds = len(network.species), observed.n_folds
     widths = [weights.shape[1] for weights in network.readout]
     grams = [np.zeros((n_species, n_folds, width, width)) for width in widths]
     moments = [np.zeros((n_species, n_folds, width)) for width in widths]
-    n_atoms = np.zeros(n_species, dtype=int)
-    for batch in _batches(labels):
-        for snapshot in labels[batch]:
-            n_atoms += np.array([(snapshot.atoms.numbers == z).sum() for z in network.species])
-        known = None if graphs is None else graphs[batch]
-        for z, b, k, features, reference in _observations(network, labels[batch], np.concatenate(folds[batch]), known):
-            grams[b][z, k] += features.T @ features
-            moments[b][z, k] += features.T @ reference
-    return grams, moments, n_atoms
+    for z, b, k, features, reference in observed:
+        grams[b][z, k] += features.T @ features
+        moments[b][z, k] += features.T @ reference
+    return grams, moments
+
+
+def _count_atoms(network: LinearReadout, labels: Sequence[LabelledSnapshot]) -> torch.Tensor:
+    """Return the number of atoms of each species, (n_species,)."""
+    numbers = np.concatenate([snapshot.atoms.numbers for snapshot in labels])
+    return torch.from_numpy(np.array([(numbers == z).sum() for z in network.species]))
 
 
 class _Judge:
@@ -463,14 +458,42 @@ def _mean_eigenvalues(grams: Sequence[Array]) -> torch.Tensor:
     return torch.tensor([[_mean_eigenvalue(gram) for gram in rows] for rows in zip(*grams)], dtype=torch.float64)
 
 
-def _batches(labels: Sequence[LabelledSnapshot]) -> Iterator[slice]:
-    """Yield runs of snapshots that hold some :data:`_BATCH_ATOMS` atoms: small ones cost most by their number."""
-    first, n_atoms = 0, 0
-    for i, snapshot in enumerate(labels):
-        n_atoms += len(snapshot.atoms)
-        if n_atoms >= _BATCH_ATOMS or i == len(labels) - 1:
-            yield slice(first, i + 1)
-            first, n_atoms = i + 1, 0
+class _Observations:
+    """Species, block, fold, features (n, n_features) and standardised references (n,) of snapshots, batch by batch.
+
+    Features of few snapshots are kept for the second time that they are asked for.
+
+    Args:
+        network: with a linear last layer.
+        labels: the snapshots.
+        folds: (n_atoms,) of each snapshot's atoms; None for fold 0.
+        graphs: of the snapshots, if they are known.
+    """
+
+    def __init__(
+        self,
+        network: LinearReadout,
+        labels: Sequence[LabelledSnapshot],
+        folds: Sequence[Array] | None,
+        graphs: Sequence[Graph] | None,
+    ) -> None:
+        self.network, self.labels, self.folds, self.graphs = network, labels, folds, graphs
+        self.n_folds = 1 if folds is None else max(int(fold.max()) for fold in folds) + 1
+        self._kept: list[tuple[int, int, int, Array, Array]] | None = None
+        self._keeps = sum(len(s.atoms) for s in labels) <= _KEPT_ATOMS
+
+    def __iter__(self) -> Iterator[tuple[int, int, int, Array, Array]]:
+        if not self._keeps:
+            return self._computed()
+        if self._kept is None:
+            self._kept = list(self._computed())
+        return iter(self._kept)
+
+    def _computed(self) -> Iterator[tuple[int, int, int, Array, Array]]:
+        for batch in batches([len(s.atoms) for s in self.labels], _BATCH_ATOMS):
+            folds = None if self.folds is None else np.concatenate(self.folds[batch])
+            known = None if self.graphs is None else self.graphs[batch]
+            yield from _observations(self.network, self.labels[batch], folds, known)
 
 
 def _observations(

@@ -35,7 +35,7 @@ from ase.data import covalent_radii
 from e3nn import o3
 
 from mimyria_wf.errors import ModelError
-from mimyria_wf.graphs import Graph, join
+from mimyria_wf.graphs import Graph, batches, join
 from mimyria_wf.irreps import blocks
 from mimyria_wf.presets import DensitySettings
 from mimyria_wf.response_network import ResponseNetwork
@@ -79,6 +79,13 @@ class Environment:
         return Environment(
             self.densities[nodes], self.neighbours[nodes], self.radial[nodes], self.harmonics[nodes], self.widths
         )
+
+    def split(self, sizes: Sequence[int]) -> list["Environment"]:
+        """Return the environments of so many nodes each, which have no neighbours in each other."""
+        starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+        parts = [(self[first : first + size], first) for first, size in zip(starts, sizes)]
+        # padding may name a node of another part: any node will do
+        return [replace(part, neighbours=(part.neighbours - first).clamp(min=0)) for part, first in parts]
 
     @staticmethod
     def join(environments: Sequence["Environment"]) -> "Environment":
@@ -242,9 +249,15 @@ class DensityNetwork(ResponseNetwork):
         place = torch.arange(n, dtype=distances.dtype, device=distances.device) - (n - 1) / 2
         return _gaussian(((distances - (first + last) / 2) / step)[..., None] - place)
 
-    def prepare(self, graph: Graph) -> Graph:
-        """Return the graph with its environment, which is then not computed again."""
-        return replace(graph, environment=self.environment(graph))
+    def prepare(self, graphs: Sequence[Graph]) -> list[Graph]:
+        """Return the graphs with their environments, which are then not computed again."""
+        return [
+            replace(graph, environment=environment)
+            for some in _batches(graphs)
+            for graph, environment in zip(
+                some, self.environment(join(some)).split([len(g.species) for g in some]), strict=True
+            )
+        ]
 
     def adapt(self, graphs: Sequence[Graph]) -> None:
         """Set the range of bond lengths and the standardisation of the densities from training snapshots."""
@@ -534,9 +547,8 @@ def _normalised(x: torch.Tensor) -> torch.Tensor:
 
 def _batches(graphs: Sequence[Graph]) -> Iterator[Sequence[Graph]]:
     """Yield consecutive graphs of some thousand nodes together."""
-    step = max(1, 2000 * len(graphs) // max(1, sum(len(g.species) for g in graphs)))
-    for start in range(0, len(graphs), step):
-        yield graphs[start : start + step]
+    for batch in batches([len(g.species) for g in graphs], 2000):
+        yield graphs[batch]
 
 
 def _is_natural(target: str, degree: int) -> bool:

@@ -168,6 +168,21 @@ def species_index(numbers: Array, species: Sequence[int]) -> Array:
     return lookup[numbers]
 
 
+def batches(sizes: Sequence[int], at_once: int) -> Iterator[slice]:
+    """Yield slices of consecutive snapshots with some ``at_once`` atoms together: small ones cost most by their number.
+
+    Args:
+        sizes: atoms of each snapshot.
+        at_once: atoms after which a batch ends.
+    """
+    first, n_atoms = 0, 0
+    for i, size in enumerate(sizes):
+        n_atoms += size
+        if n_atoms >= at_once or i == len(sizes) - 1:
+            yield slice(first, i + 1)
+            first, n_atoms = i + 1, 0
+
+
 def join(graphs: Sequence[Graph]) -> Graph:
     """Return one graph of many, without edges between them."""
     sizes = [len(g.species) for g in graphs]

@@ -89,9 +89,9 @@ class ResponseNetwork(torch.nn.Module):
     def adapt(self, graphs: Sequence[Graph]) -> None:
         """Set what the network needs to know of the training snapshots' geometry before its first step."""
 
-    def prepare(self, graph: Graph) -> Graph:
-        """Return the graph with all that does not depend on trainable parameters computed once."""
-        return graph
+    def prepare(self, graphs: Sequence[Graph]) -> list[Graph]:
+        """Return the graphs with all that does not depend on trainable parameters computed once."""
+        return list(graphs)
 
     def standardised(self, graph: Graph) -> torch.Tensor:
         """Return the standardised irreducible components of each atom, (n_nodes, 9 or 18)."""

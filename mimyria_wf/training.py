@@ -19,7 +19,7 @@ from ase.data import chemical_symbols
 
 from mimyria_wf.committee import Posterior, fit_posterior, has_linear_readout, reliability, transferred_posterior
 from mimyria_wf.errors import LabelError, ModelError
-from mimyria_wf.graphs import Graph, graph_of, join
+from mimyria_wf.graphs import Graph, batches, graph_of, join
 from mimyria_wf.irreps import blocks, from_irreps, to_irreps
 from mimyria_wf.labels import LabelledSnapshot, read_labels, tensors_of, trajectory_of
 from mimyria_wf.metrics import TensorErrors, tensor_errors
@@ -32,6 +32,7 @@ Array = npt.NDArray[Any]
 Progress = Callable[[int, int, str], None]
 CHECKPOINT_INTERVAL = 30.0
 _MINIMUM_SNAPSHOTS_TO_SPLIT = 10
+_EVALUATED_ATOMS = 400
 _FULL_NOISE = 0.04
 """Noise of labels over their deviation from which on noise_decay counts in full."""
 
@@ -209,7 +210,6 @@ def calibration_split(labels: Sequence[LabelledSnapshot], fraction: float, seed:
 def evaluate(
     network: ResponseNetwork,
     labels: Sequence[LabelledSnapshot],
-    batch_size: int = 8,
     graphs: Sequence[Graph] | None = None,
 ) -> tuple[TensorErrors, dict[str, float]]:
     """Return the errors of a network on labels, and sum-rule residuals of prediction and labels.
@@ -217,7 +217,6 @@ def evaluate(
     Args:
         network: trained network.
         labels: snapshots with the network's target.
-        batch_size: snapshots at once.
         graphs: of the snapshots, if they are known.
 
     Returns:
@@ -225,9 +224,9 @@ def evaluate(
         sum_i P_i - Q_tot 1 [e] or sum_i Q_i [e^2 a0/E_h].
     """
     predictions, residuals = [], []
-    for start in range(0, len(labels), batch_size):
-        known = graphs[start : start + batch_size] if graphs is not None else None
-        graph = join(known or [network.graph(s.atoms) for s in labels[start : start + batch_size]])
+    for batch in batches([len(s.atoms) for s in labels], _EVALUATED_ATOMS):
+        known = graphs[batch] if graphs is not None else None
+        graph = join(known or [network.graph(s.atoms) for s in labels[batch]])
         with torch.no_grad():
             components = network.components(graph)
         predictions.append(from_irreps(network.target, components.double()).numpy())
@@ -371,7 +370,7 @@ class _Trainer:
         else:
             network = _continued(initial_model, target, network_settings, species, dtype)
             graphs = [_graph(s, network.species, network.cutoff, dtype) for s in labels]
-        graphs = [network.prepare(g) for g in graphs]
+        graphs = network.prepare(graphs)
         self.network, self.graphs = network, graphs
         components = [to_irreps(target, torch.from_numpy(tensors_of(s, target))).to(dtype) for s in labels]
         levels = levels_of_theory(labels)
