@@ -1,8 +1,9 @@
 """CP2K input: read a template, write it back, and make of it field points and MD runs.
 
-A template holds what a level of theory is (one &FORCE_EVAL, perhaps &GLOBAL). Structure, cell, field, restart, printing
-and &MOTION come from here, so that one template serves every snapshot. CP2K resolves relative names of basis sets,
-potentials, dispersion parameters and network weights against its own data directory (or CP2K_DATA_DIR).
+A template holds what a level of theory is (one &FORCE_EVAL, perhaps &GLOBAL), as CP2K input or as nested YAML.
+Structure, cell, field, restart, printing and &MOTION come from here, so that one template serves every snapshot. CP2K
+resolves relative names of basis sets, potentials, dispersion parameters and network weights against its own data
+directory (or CP2K_DATA_DIR).
 """
 
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from ase import Atoms, units
 from numpy.typing import ArrayLike, NDArray
+from ruamel.yaml import YAML, YAMLError
 
 from mimyria_wf.errors import CampaignError
 from mimyria_wf.md import NveSettings, NvtSettings, without_rotation, without_translation
@@ -189,6 +191,79 @@ def parse_input(text: str, source: str = "CP2K template") -> Section:
     return Section("", "", tuple(open_sections[0][3]))
 
 
+def parse_template(text: str, source: str = "CP2K template") -> Section:
+    """Parse a template in either form: CP2K input text, or nested YAML as aiida-cp2k writes its dictionaries.
+
+    In YAML keys are sections and keywords, ``_`` is a section's parameter, a list repeats its section or keyword,
+    ``{}`` is a section without entries::
+
+        FORCE_EVAL:
+          DFT:
+            SCF: {EPS_SCF: 1e-8, OT: {MINIMIZER: DIIS}}
+          SUBSYS:
+            KIND:
+              - {_: H, BASIS_SET: SZV-MOLOPT-SR-GTH, POTENTIAL: GTH-PBE-q1}
+
+    Values stay as they are written: ``OFF`` and ``1e-8`` mean to CP2K what they say.
+
+    Args:
+        text: the template.
+        source: name used in errors.
+
+    Returns:
+        The input as a section with an empty name.
+
+    Raises:
+        CampaignError: the text is neither, with the line or the path of what is wrong.
+    """
+    first = next((line for line in (raw.strip() for raw in text.splitlines()) if line and line[0] not in "#!"), "")
+    if not first or first[0] in "&@":
+        return parse_input(text, source)
+    try:
+        content = YAML(typ="base").load(text)  # every value as the text that it is
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f", line {mark.line + 1}"
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise CampaignError(
+            f"expected CP2K input (it starts with &) or YAML, got neither: {problem} ({source}{where})"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise CampaignError(f"expected a section (&NAME, or NAME: in YAML), got {first!r} ({source})")
+    return Section("", "", _entries_from_yaml(content, "", source))
+
+
+def _entries_from_yaml(content: Mapping[str, object], path: str, source: str) -> tuple[Keyword | Section, ...]:
+    """Return the entries of a section from its mapping; ``path`` names it in errors."""
+    entries: list[Keyword | Section] = []
+    for key, value in content.items():
+        if key == "_" and path:
+            continue
+        where = f"{path}/{key}".lstrip("/")
+        if not re.fullmatch(r"[A-Za-z][\w-]*", str(key)):
+            raise CampaignError(f"{where!r} is no section or keyword of CP2K ({source})")
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, Mapping):
+                parameter = one.get("_", "")
+                if not isinstance(parameter, str):
+                    raise CampaignError(f"{where}/_ must be the section's parameter, got {parameter!r} ({source})")
+                name = str(key).upper()
+                entries.append(Section(name, parameter.strip(), _entries_from_yaml(one, where, source)))
+            elif isinstance(one, list):
+                raise CampaignError(f"{where}: a list repeats a keyword, write one value of several as text: '1 2 3' "
+                                    f"({source})")  # fmt: skip
+            elif not path:
+                raise CampaignError(f"expected a section, got {key}: {one} ({source})")
+            elif not str(one).strip():
+                raise CampaignError(
+                    f"{where} has no value; write {{}} for a section without entries, T for a keyword that is switched "
+                    f"on ({source})"
+                )
+            else:
+                entries.append(Keyword(str(key), " ".join(str(one).split())))
+    return tuple(entries)
+
+
 def write_input(section: Section, indent: int = 0) -> str:
     """Write a section (or a whole input) as CP2K input text."""
     pad = "  " * indent
@@ -205,7 +280,18 @@ def _write_entry(entry: Keyword | Section, indent: int) -> str:
 
 
 def _as_section(template: str | Section) -> Section:
-    return parse_input(template) if isinstance(template, str) else template
+    return parse_template(template) if isinstance(template, str) else template
+
+
+def varied_template(template: str | Section, eps_scf: float) -> Section:
+    """Return the template with another SCF threshold, of the inner and the outer loop: another level of theory."""
+    template = _as_section(template)
+    if not 0 < eps_scf < 1e-2:
+        raise CampaignError(f"EPS_SCF must be between 0 and 1e-2, got {eps_scf:g}")
+    for path in ("FORCE_EVAL/DFT/SCF", "FORCE_EVAL/DFT/SCF/OUTER_SCF"):
+        if path.endswith("/SCF") or template.is_on(path):
+            template = template.with_keyword(f"{path}/EPS_SCF", f"{eps_scf:g}")
+    return template
 
 
 def _number(section: Section, path: str, default: float) -> float:
@@ -415,7 +501,8 @@ def render_field_point(
         restart_from: project whose wavefunction starts the SCF; None starts from the template's guess.
 
     Returns:
-        Input text. Forces [E_h/a0] go to ``forces_file(project)``.
+        Input text. Forces [E_h/a0] go to ``forces_file(project)``; the dipole moment and, without a field, the
+        HOMO-LUMO gap to standard output.
 
     Raises:
         CampaignError: the template or the structure does not allow it, with the reason.
@@ -434,6 +521,7 @@ def render_field_point(
         template = template.with_section("FORCE_EVAL/SUBSYS/TOPOLOGY", Section("CENTER_COORDINATES"))
     if field.any():
         template = template.with_section("FORCE_EVAL/DFT", _field_section(field, bool(atoms.pbc.all())))
+    template = _with_properties(template, atoms, has_gap=not field.any())
     restart = Section("RESTART", "ON", (Keyword("BACKUP_COPIES", "0"),))
     if restart_from is not None:
         template = template.with_keyword("FORCE_EVAL/DFT/WFN_RESTART_FILE_NAME", wavefunction_file(restart_from))
@@ -442,6 +530,51 @@ def render_field_point(
     template = template.with_section("FORCE_EVAL/DFT/SCF/PRINT", restart)
     forces = (Keyword("FILENAME", f"={forces_file(project)}"), Keyword("NDIGITS", "14"))
     return write_input(template.with_section("FORCE_EVAL/PRINT", Section("FORCES", "ON", forces)))
+
+
+def _with_properties(template: Section, atoms: Atoms, has_gap: bool) -> Section:
+    """Print the dipole moment and, where OT runs, the HOMO-LUMO gap.
+
+    The moment of a periodic system is a Berry phase about the origin of the cell. That of a cluster is about its centre
+    of mass, because the cluster is moved to the middle of its box.
+    """
+    is_periodic = bool(atoms.pbc.all())
+    moments = (Keyword("PERIODIC", "T" if is_periodic else "F"), Keyword("REFERENCE", "ZERO" if is_periodic else "COM"))
+    template = template.with_section("FORCE_EVAL/DFT/PRINT", Section("MOMENTS", "ON", moments))
+    force_eval = template.sections("FORCE_EVAL")[0]
+    if has_gap and force_eval.is_on("DFT/SCF/OT") and _qs_method(force_eval) != "XTB":  # for which CP2K prints none
+        # The printing of cubes is what makes CP2K look for an empty orbital; no cube is written.
+        cubes = (Keyword("NHOMO", "1"), Keyword("NLUMO", "1"), Keyword("WRITE_CUBE", "F"))
+        template = template.with_section("FORCE_EVAL/DFT/PRINT", Section("MO_CUBES", "ON", cubes))
+    return template
+
+
+def render_polarizability(template: str | Section, atoms: Atoms, project: str, restart_from: str | None = None) -> str:
+    """Return CP2K input for the polarizability of one snapshot by density-functional perturbation theory.
+
+    The Berry-phase dipole operator serves periodic systems, the plain one clusters. The preconditioner is
+    FULL_SINGLE_INVERSE: with FULL_ALL the response of a water molecule diverged.
+
+    Args:
+        template: level of theory, see :func:`check_label_template`.
+        atoms: the snapshot.
+        project: CP2K's project name.
+        restart_from: project whose wavefunction starts the SCF.
+
+    Returns:
+        Input text, for :func:`mimyria_wf.cp2k_output.read_polarizability`.
+    """
+    content = parse_input(render_field_point(template, atoms, None, project, restart_from))
+    content = content.with_keyword("GLOBAL/RUN_TYPE", "LINEAR_RESPONSE")
+    operator = Keyword("PERIODIC_DIPOLE_OPERATOR", "T" if atoms.pbc.all() else "F")
+    printing = Section("PRINT", "", (Section("POLAR_MATRIX", "ON"),))
+    response = (
+        Keyword("EPS", "1e-10"),
+        Keyword("MAX_ITER", "200"),
+        Keyword("PRECONDITIONER", "FULL_SINGLE_INVERSE"),
+        Section("POLAR", "", (Keyword("DO_RAMAN", "T"), operator, printing)),
+    )
+    return write_input(content.with_section("FORCE_EVAL/PROPERTIES", Section("LINRES", "", response)))
 
 
 def point_project(name: str) -> str:

@@ -6,13 +6,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
 from numpy.typing import ArrayLike, NDArray
 
 from mimyria_wf.cp2k_input import ZERO_FIELD, field_projects, forces_file, parse_input, point_project
 from mimyria_wf.errors import CampaignError, EngineError
-from mimyria_wf.units import HARTREE
+from mimyria_wf.units import BOHR, DEBYE, HARTREE
 
 Array = NDArray[np.float64]
+
+CAUSES: Mapping[str, str] = {
+    "scf": "the SCF did not converge",
+    "walltime": "the time was over",
+    "memory": "the memory did not suffice",
+    "aborted": "CP2K ended with an error of its own",
+    "truncated": "the output ends in the middle",
+    "missing": "there is no output",
+    "field": "the field is not the one asked for",
+    "forces": "the forces are not there or not finite",
+}
+"""Why a field point is not usable."""
+
+_OUT_OF_MEMORY = re.compile(
+    r"std::bad_alloc|[Oo]ut of memory|[Cc]annot allocate memory|oom[-_ ]?kill|OUT_OF_MEMORY|[Ss]ignal 9\b|SIGKILL"
+    r"|\bKilled\b|[Mm]emory allocation failed|[Nn]ot enough memory"
+)
+_OUT_OF_TIME = re.compile(r"exceeded requested execution time|DUE TO TIME LIMIT|CPU time limit exceeded|SIGXCPU")
 
 _OLD_ROW = re.compile(r"^\s*(\d+)\s+\d+\s+([A-Z][a-z]?)\s+(\S+)\s+(\S+)\s+(\S+)\s*$")
 _NEW_ROW = re.compile(r"^\s*FORCES\|\s+(\d+)\s+(\S+)\s+(\S+)\s+(\S+)\s+(\S+)\s*$")
@@ -84,6 +103,12 @@ class Cp2kRun:
         aborted: CP2K's message, None where it did not abort.
         walltime: [s].
         warnings: CP2K's own warnings, one line each.
+        dipole: (3,) dipole moment [e a0]: of a periodic system about the origin of its cell, modulo the cell's vectors
+            times e; of a cluster about its centre of mass.
+        gap: between the highest occupied and the lowest empty orbital, the smaller one of two spins [eV].
+        polarizability: (3, 3) from perturbation theory [e^2 a0^2/E_h], None where there was none or it did not
+            converge.
+        cause: key of CAUSES for a run that did not end well, "" for one that did.
     """
 
     version: str | None
@@ -96,6 +121,10 @@ class Cp2kRun:
     aborted: str | None
     walltime: float | None
     warnings: tuple[str, ...]
+    dipole: tuple[float, float, float] | None = None
+    gap: float | None = None
+    polarizability: tuple[tuple[float, float, float], ...] | None = None
+    cause: str = ""
 
 
 def _last(pattern: str, text: str) -> str | None:
@@ -137,6 +166,58 @@ def _echoed_field(text: str) -> tuple[float, float, float] | None:
     return float(x), float(y), float(z)
 
 
+def _dipole(text: str) -> tuple[float, float, float] | None:
+    """Return the last dipole moment printed [e a0]; DFT prints Debye, tight binding also atomic units."""
+    found = re.findall(r"Dipole moment \[Debye\]\s+X=\s*(\S+)\s+Y=\s*(\S+)\s+Z=\s*(\S+)", text)
+    unit = DEBYE / BOHR
+    if not found:
+        found = re.findall(r"TB_DIPOLE\| Moment \[a\.u\.\]\s+(\S+)\s+(\S+)\s+(\S+)", text)
+        unit = 1.0
+    if not found:
+        return None
+    try:
+        x, y, z = (float(v) * unit for v in found[-1])
+    except ValueError:  # asterisks: the number did not fit its columns
+        return None
+    return x, y, z
+
+
+def _gap(text: str) -> float | None:
+    gaps = [float(v) for v in re.findall(r"HOMO - LUMO gap \[eV\]\s*:\s*(-?[\d.]+)", text)]
+    return min(gaps, default=None)
+
+
+def _polarizability(text: str) -> tuple[tuple[float, float, float], ...] | None:
+    """Return the symmetric part of the tensor printed in atomic units; None if a response did not converge."""
+    found = re.search(
+        r"POLAR\| Polarizability tensor \[a\.u\.\]\s+POLAR\| xx,yy,zz\s+(\S+)\s+(\S+)\s+(\S+)"
+        r"\s+POLAR\| xy,xz,yz\s+(\S+)\s+(\S+)\s+(\S+)\s+POLAR\| yx,zx,zy\s+(\S+)\s+(\S+)\s+(\S+)",
+        text,
+    )
+    if found is None or "linear solver didn't converge" in text:
+        return None
+    try:
+        xx, yy, zz, xy, xz, yz, yx, zx, zy = (float(v) for v in found.groups())
+    except ValueError:
+        return None
+    xy, xz, yz = (xy + yx) / 2, (xz + zx) / 2, (yz + zy) / 2
+    return (xx, xy, xz), (xy, yy, yz), (xz, yz, zz)
+
+
+def _cause(text: str, aborted: str | None, is_finished: bool, converged: bool | None) -> str:
+    """Return why a run did not end well: a key of CAUSES, "" if it did."""
+    if is_finished and converged is not False:
+        return ""
+    if _OUT_OF_TIME.search(text):  # CP2K then ends in good order with an SCF that it left unfinished
+        return "walltime"
+    if _OUT_OF_MEMORY.search(text):
+        return "memory"
+    if aborted is not None:
+        # from 2024 on an SCF that does not converge is an error unless IGNORE_CONVERGENCE_FAILURE is set
+        return "scf" if re.search(r"SCF run NOT converged", aborted) else "aborted"
+    return "scf" if is_finished else "truncated"
+
+
 def read_run(text: str) -> Cp2kRun:
     """Read CP2K's standard output; also of runs that were cut off or aborted.
 
@@ -158,18 +239,47 @@ def read_run(text: str) -> Cp2kRun:
     energy = _last(r"^\s*ENERGY\|\s+Total FORCE_EVAL[^\n]*?energy \[?\(?[a-z.]+\)?\]?:?\s+(\S+)\s*$", text)
     walltime = _last(r"^\s*CP2K\s+1\s+1\.0(?:\s+\S+){3}\s+(\S+)\s*$", text)
     n_atoms = _last(r"- Atoms:\s+(\d+)\s*$", text)
+    aborted = None if abort is None else _boxed(lines, abort)
+    is_finished = "PROGRAM ENDED AT" in text and abort is None
     return Cp2kRun(
         version=_last(r"CP2K\| version string:\s+CP2K version (\S+)", text),
-        is_finished="PROGRAM ENDED AT" in text and abort is None,
+        is_finished=is_finished,
         scf_converged=converged,
         n_scf_steps=n_steps,
         energy=None if energy is None else float(energy),
         field=_echoed_field(text),
         n_atoms=None if n_atoms is None else int(n_atoms),
-        aborted=None if abort is None else _boxed(lines, abort),
+        aborted=aborted,
         walltime=None if walltime is None else float(walltime),
         warnings=tuple(warnings),
+        dipole=_dipole(text),
+        gap=_gap(text),
+        polarizability=_polarizability(text),
+        cause=_cause(text, aborted, is_finished, converged),
     )
+
+
+def read_polarizability(text: str) -> Array:
+    """Read the polarizability of a run that :func:`mimyria_wf.cp2k_input.render_polarizability` asked for.
+
+    Args:
+        text: CP2K's standard output.
+
+    Returns:
+        (3, 3) symmetric tensor [e^2 a0^2/E_h].
+
+    Raises:
+        EngineError: the run failed, or a response did not converge.
+    """
+    run = read_run(text)
+    if run.cause:
+        detail = f": {run.aborted}" if run.aborted else ""
+        raise EngineError(f"no polarizability, {CAUSES[run.cause]}{detail}")
+    if run.polarizability is None:
+        raise EngineError(
+            "no polarizability: CP2K's linear solver did not converge, or PROPERTIES/LINRES/POLAR was not asked for"
+        )
+    return np.array(run.polarizability)
 
 
 def _reader(source: "str | Path | Mapping[str, str]") -> Callable[[str], str | None]:
@@ -194,19 +304,108 @@ def read_field_runs(
     return {name: None if text is None else read_run(text) for name, text in outputs.items()}
 
 
+@dataclass(frozen=True)
+class Cp2kFieldResults:
+    """What CP2K left of one snapshot in its fields.
+
+    Attributes:
+        forces: (n_points, n_atoms, 3) [E_h/a0], NaN where a point is not usable.
+        problems: one line a point, "" where it is sound.
+        causes: key of CAUSES a point, "" where it is sound.
+        dipoles: (n_points, 3) [e a0], NaN where unknown; about the origin of the snapshot's coordinates.
+        dipole_quanta: (3, 3) rows that a periodic dipole is undetermined by [e a0]; None for clusters.
+        gap: HOMO-LUMO gap without field [eV].
+        versions: CP2K's version a point, "" where unknown.
+        seconds: wall time of all runs, the zero-field run included.
+    """
+
+    forces: Array
+    problems: tuple[str, ...]
+    causes: tuple[str, ...]
+    dipoles: Array
+    dipole_quanta: Array | None
+    gap: float | None
+    versions: tuple[str, ...]
+    seconds: float
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(n_points,) whether a point is sound."""
+        return np.array([not problem for problem in self.problems], dtype=bool)
+
+    @property
+    def version(self) -> str:
+        """The version of the runs; of several, all."""
+        return ", ".join(sorted({version for version in self.versions if version}))
+
+
+def read_field_results(
+    source: "str | Path | Mapping[str, str]",
+    vectors: Mapping[str, ArrayLike],
+    atoms: Atoms,
+    project_of: Callable[[str], str] = point_project,
+    killed_by: str = "",
+) -> Cp2kFieldResults:
+    """Read forces and dipoles of one snapshot in all its fields and check each point.
+
+    The inverse of :func:`mimyria_wf.cp2k_input.render_field_set`.
+
+    Args:
+        source: directory, or file name -> text, with ``PROJECT.out`` and ``PROJECT-frc.dat`` of each point. Clusters
+            need ``PROJECT.inp`` too: CP2K does not echo &EFIELD.
+        vectors: point name -> (3,) field [E_h/(e a0)].
+        atoms: the snapshot.
+        project_of: as in ``render_field_set``.
+        killed_by: "walltime" or "memory" where a scheduler says so: why runs are cut off or not there.
+    """
+    read = _reader(source)
+    projects = field_projects(vectors, project_of)
+    outputs = {name: read(f"{project}.out") for name, project in projects.items()}
+    runs = {name: None if text is None else read_run(text) for name, text in outputs.items()}
+    points = [_read_point(read, projects[n], runs[n], np.asarray(v, dtype=float)) for n, v in vectors.items()]
+    forces, dipoles = np.full((len(points), len(atoms), 3), np.nan), np.full((len(points), 3), np.nan)
+    problems, causes, versions = [], [], []
+    is_periodic = bool(atoms.pbc.all())
+    charge = float(atoms.info.get("charge", 0))
+    about = np.zeros(3) if is_periodic or not charge else charge * atoms.get_center_of_mass() / BOHR
+    for row, (name, (found, cause, problem)) in enumerate(zip(vectors, points, strict=True)):
+        run = runs[name]
+        if found is not None and len(found) != len(atoms):
+            found, cause, problem = None, "forces", f"{len(found)} atoms in the forces, expected {len(atoms)}"
+        if found is not None:
+            forces[row] = found
+            if run is not None and run.dipole is not None:
+                dipoles[row] = np.array(run.dipole) + about
+        if killed_by and cause in ("truncated", "missing"):
+            problem, cause = f"{problem}; the scheduler says: {CAUSES[killed_by]}", killed_by
+        problems.append(f"field point {name} ({projects[name]}): {problem}" if problem else "")
+        causes.append(cause)
+        versions.append("" if run is None else run.version or "")
+    zero = runs[ZERO_FIELD]
+    return Cp2kFieldResults(
+        forces=forces,
+        problems=tuple(problems),
+        causes=tuple(causes),
+        dipoles=dipoles,
+        dipole_quanta=atoms.cell.array / BOHR if is_periodic else None,
+        gap=None if zero is None or zero.cause else zero.gap,
+        versions=tuple(versions),
+        seconds=sum(run.walltime or 0.0 for run in runs.values() if run is not None),
+    )
+
+
 def read_field_set(
     source: "str | Path | Mapping[str, str]",
     vectors: Mapping[str, ArrayLike],
     project_of: Callable[[str], str] = point_project,
     n_atoms: int | None = None,
 ) -> tuple[Array, list[str]]:
-    """Read the forces of one snapshot in all its fields and check each point; the inverse of ``render_field_set``.
+    """Read only the forces of one snapshot in all its fields.
 
     Args:
-        source: directory, or file name -> text, with ``PROJECT.out`` and ``PROJECT-frc.dat`` of each point. Clusters
-            need ``PROJECT.inp`` too: CP2K does not echo &EFIELD.
-        vectors: point name -> (3,) field [E_h/(e a0)].
-        project_of: as in ``render_field_set``.
+        source: as in :func:`read_field_results`.
+        vectors: likewise.
+        project_of: likewise.
         n_atoms: expected number of atoms; default that of the first readable point.
 
     Returns:
@@ -215,48 +414,53 @@ def read_field_set(
     """
     read = _reader(source)
     projects = field_projects(vectors, project_of)
-    found: list[Array | None] = []
-    problems: list[str] = []
-    for name, vector in vectors.items():
-        forces, problem = _read_point(read, projects[name], np.asarray(vector, dtype=float))
-        if forces is not None:
-            n_atoms = len(forces) if n_atoms is None else n_atoms
-            if len(forces) != n_atoms:
-                problem = f"{len(forces)} atoms in the forces, expected {n_atoms}"
-                forces = None
-        found.append(forces)
-        problems.append(f"field point {name} ({projects[name]}): {problem}" if problem else "")
-    empty = np.full((n_atoms or 0, 3), np.nan)
-    return np.array([empty if f is None else f for f in found]).reshape(len(found), n_atoms or 0, 3), problems
+    if n_atoms is None:
+        tables = [read(forces_file(project)) for project in projects.values()]
+        n_atoms = next((len(forces) for forces in map(_forces_or_none, tables) if forces is not None), 0)
+    results = read_field_results(source, vectors, Atoms("X" * n_atoms), project_of)
+    return results.forces, list(results.problems)
 
 
-def _read_point(read: Callable[[str], str | None], project: str, vector: Array) -> tuple[Array | None, str]:
-    """Return forces of a sound point, or None and what is wrong with it."""
-    output, table = read(f"{project}.out"), read(forces_file(project))
-    if output is None:
-        return None, f"no {project}.out: the point was not run"
-    run = read_run(output)
-    if run.aborted is not None:
-        return None, f"CP2K aborted: {run.aborted}"
-    if not run.is_finished:
-        return None, "CP2K did not finish (time limit, memory or a crash); run the point again"
-    if not run.scf_converged:
-        steps = "" if run.n_scf_steps is None else f" after {run.n_scf_steps} steps"
-        return None, f"SCF did not converge{steps}; raise MAX_SCF or OUTER_SCF/MAX_SCF"
+def _forces_or_none(table: str | None) -> Array | None:
+    try:
+        return None if table is None else read_forces(table)
+    except EngineError:
+        return None
+
+
+def _read_point(
+    read: Callable[[str], str | None], project: str, run: Cp2kRun | None, vector: Array
+) -> tuple[Array | None, str, str]:
+    """Return forces of a sound point, or None, the cause and what is wrong with it."""
+    if run is None:
+        return None, "missing", f"no {project}.out: the point was not run"
+    steps = "" if run.n_scf_steps is None else f" after {run.n_scf_steps} steps"
+    messages = {
+        "walltime": "CP2K stopped because its time was over; give it more time, or fewer points to a job",
+        "memory": "CP2K ran out of memory; give it more, or fewer processes to a node",
+        "aborted": f"CP2K aborted: {run.aborted}",
+        "scf": f"SCF did not converge{steps}; raise MAX_SCF or OUTER_SCF/MAX_SCF",
+        "truncated": "CP2K did not finish (time limit, memory or a crash); run the point again",
+    }
+    if run.cause:
+        return None, run.cause, messages[run.cause]
+    if run.scf_converged is None:
+        return None, "scf", "CP2K's output says nothing of an SCF"
+    table = read(forces_file(project))
     if table is None:
-        return None, f"no {forces_file(project)}"
+        return None, "forces", f"no {forces_file(project)}"
     field = run.field if run.field is not None else _field_of_input(read(f"{project}.inp"))
     echoed = np.zeros(3) if field is None else np.array(field)
     # The echo has seven digits of the length and of each direction cosine.
     if not np.allclose(echoed, vector, rtol=0, atol=1e-6 * max(np.linalg.norm(vector), np.linalg.norm(echoed))):
-        return None, f"ran in the field {echoed.tolist()}, expected {vector.tolist()} [E_h/(e a0)]"
+        return None, "field", f"ran in the field {echoed.tolist()}, expected {vector.tolist()} [E_h/(e a0)]"
     try:
         forces = read_forces(table)
     except EngineError as error:
-        return None, str(error)
+        return None, "forces", str(error)
     if run.n_atoms is not None and len(forces) != run.n_atoms:
-        return None, f"{len(forces)} atoms in {forces_file(project)}, {run.n_atoms} in {project}.out"
-    return forces, ""
+        return None, "forces", f"{len(forces)} atoms in {forces_file(project)}, {run.n_atoms} in {project}.out"
+    return forces, "", ""
 
 
 def _field_of_input(text: str | None) -> tuple[float, float, float] | None:
@@ -327,12 +531,16 @@ def read_energies(text: str) -> MdEnergies:
 
 
 __all__ = [
+    "CAUSES",
     "ZERO_FIELD",
+    "Cp2kFieldResults",
     "Cp2kRun",
     "MdEnergies",
     "read_energies",
+    "read_field_results",
     "read_field_runs",
     "read_field_set",
     "read_forces",
+    "read_polarizability",
     "read_run",
 ]

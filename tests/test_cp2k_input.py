@@ -12,10 +12,13 @@ from mimyria_wf.cp2k_input import (
     Section,
     check_label_template,
     parse_input,
+    parse_template,
     point_project,
     render_field_point,
     render_field_set,
     render_md,
+    render_polarizability,
+    varied_template,
     write_input,
 )
 from mimyria_wf.errors import CampaignError
@@ -355,3 +358,84 @@ def test_md_refuses_what_it_cannot_do(water: Atoms) -> None:
     water.set_velocities(np.full((3, 3), np.nan))
     with pytest.raises(CampaignError, match="velocities must be finite"):
         render_md(NNP, water, NVE, "nve")
+
+
+YAML = """
+# as a dictionary of aiida-cp2k
+GLOBAL: {PRINT_LEVEL: LOW}
+FORCE_EVAL:
+  METHOD: Quickstep
+  DFT:
+    CHARGE: 0
+    BASIS_SET_FILE_NAME: [BASIS_MOLOPT]
+    QS: {METHOD: GPW}
+    SCF:
+      EPS_SCF: 1.0D-8
+      SCF_GUESS: ATOMIC
+      OT: {MINIMIZER: DIIS}
+    XC:
+      XC_FUNCTIONAL: {_: PBE}
+  SUBSYS:
+    KIND:
+      - {_: O, BASIS_SET: SZV-MOLOPT-SR-GTH, POTENTIAL: GTH-PBE-q6}
+      - {_: H, BASIS_SET: SZV-MOLOPT-SR-GTH, POTENTIAL: GTH-PBE-q1}
+"""
+
+
+def test_a_template_may_be_yaml(water: Atoms) -> None:
+    assert parse_template(YAML) == parse_template(DFT) == parse_input(DFT)
+    assert render_field_point(YAML, water, None, "zero") == render_field_point(DFT, water, None, "zero")
+    # what YAML 1.1 takes for a truth value or rounds is CP2K's to read
+    verbatim = parse_template("MOTION: {A: OFF, B: 1.0E-08, C: 0x1F, D: no, E: {}, F: [1, 2]}")
+    assert write_input(verbatim) == write_input(
+        parse_input("&MOTION\nA OFF\nB 1.0E-08\nC 0x1F\nD no\n&E\n&END\nF 1\nF 2\n&END\n")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("FORCE_EVAL:\n  DFT: {SCF: {OT: }}\n", "FORCE_EVAL/DFT/SCF/OT has no value; write {}"),
+        ("FORCE_EVAL:\n  CELL: {ABC: [[5, 5, 5]]}\n", "FORCE_EVAL/CELL/ABC: a list repeats a keyword"),
+        ("FORCE_EVAL:\n  DFT: {_: [a]}\n", "FORCE_EVAL/DFT/_ must be the section's parameter"),
+        ("FORCE_EVAL: PBE\n", "expected a section, got FORCE_EVAL: PBE"),
+        ("FORCE_EVAL:\n  DFT: x: y\n", r"expected CP2K input .* or YAML, got neither: .*line 2"),
+        ("FORCE_EVAL:\n  METHOD: QS\n  METHOD: NNP\n", "duplicate key"),
+        ("FORCE_EVAL:\n  '2nd': x\n", "'FORCE_EVAL/2nd' is no section or keyword"),
+        ("CP2K please\n", "expected a section"),
+    ],
+)
+def test_broken_yaml_is_named(text: str, message: str) -> None:
+    with pytest.raises(CampaignError, match=message):
+        parse_template(text, "dft.yaml")
+
+
+def test_every_point_prints_its_dipole_and_the_zero_field_the_gap(water: Atoms, cluster: Atoms) -> None:
+    own = "&DFT\n&PRINT\n&MOMENTS\nPERIODIC F\nFILENAME elsewhere\n&END\n&MULLIKEN ON\n&END\n&END\n"
+    points = {name: parse_input(text) for name, text in
+              render_field_set(DFT.replace("&DFT\n", own), water, {"+x": [1e-3, 0, 0]}).items()}  # fmt: skip
+    for point in points.values():
+        (moments,) = point.sections("FORCE_EVAL/DFT/PRINT/MOMENTS")
+        assert moments.keyword("PERIODIC") == "T"
+        assert moments.keyword("FILENAME") is None
+        assert point.is_on("FORCE_EVAL/DFT/PRINT/MULLIKEN")
+    assert points["zero.inp"].keyword("FORCE_EVAL/DFT/PRINT/MO_CUBES/WRITE_CUBE") == "F"
+    assert points["px.inp"].section("FORCE_EVAL/DFT/PRINT/MO_CUBES") is None
+
+
+def test_another_threshold_is_another_template() -> None:
+    outer = DFT.replace("      &OT\n", "      &OUTER_SCF\n        EPS_SCF 1e-8\n      &END\n      &OT\n")
+    loose = varied_template(outer, 1e-6)
+    assert float(loose.keyword("FORCE_EVAL/DFT/SCF/EPS_SCF") or 0) == 1e-6
+    assert float(loose.keyword("FORCE_EVAL/DFT/SCF/OUTER_SCF/EPS_SCF") or 0) == 1e-6
+    assert varied_template(DFT, 1e-6).section("FORCE_EVAL/DFT/SCF/OUTER_SCF") is None
+    with pytest.raises(CampaignError, match="between 0 and 1e-2"):
+        varied_template(DFT, 1.0)
+
+
+def test_a_polarizability_run_uses_the_dipole_operator_of_its_boundary(water: Atoms) -> None:
+    content = parse_input(render_polarizability(DFT, water, "polar", "zero"))
+    assert content.keyword("GLOBAL/RUN_TYPE") == "LINEAR_RESPONSE"
+    assert content.keyword("FORCE_EVAL/PROPERTIES/LINRES/POLAR/PERIODIC_DIPOLE_OPERATOR") == "T"
+    assert content.keyword("FORCE_EVAL/DFT/WFN_RESTART_FILE_NAME") == "zero-RESTART.wfn"
+    assert content.section("FORCE_EVAL/DFT/PERIODIC_EFIELD") is None

@@ -5,13 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
 
 from mimyria_wf.cp2k_input import render_field_set
-from mimyria_wf.cp2k_output import read_energies, read_field_runs, read_field_set, read_forces, read_run
+from mimyria_wf.cp2k_output import (
+    CAUSES,
+    read_energies,
+    read_field_results,
+    read_field_runs,
+    read_field_set,
+    read_forces,
+    read_polarizability,
+    read_run,
+)
 from mimyria_wf.errors import EngineError
 from mimyria_wf.finite_field import field_vectors, response_tensors
-from mimyria_wf.units import HARTREE
+from mimyria_wf.units import BOHR, DEBYE, HARTREE
 
 FORCES = np.array([[0.1, -0.2, 0.3], [-0.05, 0.1, -0.15], [-0.05, 0.1, -0.15]])
 
@@ -262,3 +272,122 @@ def test_recorded_outputs_are_read(reference_data: Path) -> None:
     forces = read_forces((folder / "field_points" / "px-frc.dat").read_text())
     assert forces.shape == (24, 3)
     np.testing.assert_allclose(forces.sum(axis=0), [0.00436235576717, -0.00257191255983, -0.00325686176578], atol=1e-12)
+
+
+UNFINISHED = output().split("  **** ****")[0]
+OUT_OF_TIME = (
+    " *** SCF run terminated - exceeded requested execution time:       1.000 seconds.\n\n"
+    " *** Execution time now:        1.267 seconds.\n"
+    "  outer SCF loop FAILED to converge after    1 iterations or    2 steps\n"
+)
+NOT_CONVERGED_SINCE_2024 = ABORT.replace("The requested basis set <NOSUCH> for element <O> was not found in", " " * 60)
+NOT_CONVERGED_SINCE_2024 = NOT_CONVERGED_SINCE_2024.replace(
+    "the basis set files <BASIS_MOLOPT>                 ", "SCF run NOT converged. To continue the calculation "
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (output(), ""),
+        (output(scf="NOT converged"), "scf"),
+        (OUT_OF_TIME + output(), "walltime"),
+        (UNFINISHED + "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-20T10:41:12 DUE TO TIME LIMIT ***\n",
+         "walltime"),
+        (UNFINISHED + "terminate called after throwing an instance of 'std::bad_alloc'\n", "memory"),
+        (UNFINISHED + "Program received signal SIGKILL: Kill signal.\n", "memory"),
+        (UNFINISHED + "YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)\n", "memory"),
+        (UNFINISHED, "truncated"),
+        (output() + ABORT, "aborted"),
+        (UNFINISHED + NOT_CONVERGED_SINCE_2024, "scf"),
+    ],
+)  # fmt: skip
+def test_each_failure_has_its_cause(text: str, cause: str) -> None:
+    run = read_run(text)
+    assert run.cause == cause
+    files = {"zero.out": text, "zero-frc.dat": old_table(FORCES)}
+    results = read_field_results(files, {"0": np.zeros(3)}, molecule("H2O"))
+    assert results.causes == (cause,)
+    assert bool(results.problems[0]) == bool(cause)
+    assert results.valid.tolist() == [not cause]
+    assert set(results.causes) <= {"", *CAUSES}
+
+
+def test_the_scheduler_explains_what_it_has_ended(field_set: tuple[dict[str, np.ndarray], dict[str, str]]) -> None:
+    vectors, files = field_set
+    files = {name: text for name, text in files.items() if not name.startswith(("my", "pz", "mz"))}
+    files["my.out"] = UNFINISHED
+    files["px.out"] = output(scf="NOT converged")
+    results = read_field_results(files, vectors, molecule("H2O"), killed_by="memory")
+    assert results.causes == ("scf", "", "", "memory", "memory", "memory")  # what ended by itself keeps its own cause
+    assert CAUSES["memory"] in results.problems[3]
+    alone = read_field_results(files, vectors, molecule("H2O"))
+    assert alone.causes == ("scf", "", "", "truncated", "missing", "missing")
+    assert alone.versions == ("2023.1", "2023.1", "2023.1", "2023.1", "", "")
+    assert alone.version == "2023.1"
+
+
+MOMENTS = """
+  Reference Point [Bohr]              0.00000000      0.00000000      0.00000000
+  Charges
+    Electronic=      8.00000000    Core=    -8.00000000    Total=    -0.00000000
+  Dipole vectors are based on the periodic (Berry phase) operator.
+  Dipole moment [Debye]
+    X= -0.98700181E+00 Y=  0.19603707E+00 Z= -0.22494833E+01   Total=     2.46430074
+"""
+POLAR = """
+ POLAR| Polarizability tensor [a.u.]
+ POLAR| xx,yy,zz            1.470847179826     3.361523113852     2.246717094235
+ POLAR| xy,xz,yz           -2.002764123681     0.166740694578     0.959941128537
+ POLAR| yx,zx,zy           -2.002812170401     0.166839074632     0.959996742924
+"""
+
+
+def test_properties_are_read_in_atomic_units() -> None:
+    text = MOMENTS + " HOMO - LUMO gap [eV] :   13.044742\n HOMO - LUMO gap [eV] :    7.5\n" + POLAR + output()
+    run = read_run(text)
+    np.testing.assert_allclose(run.dipole or (), np.array([-0.98700181, 0.19603707, -2.2494833]) * DEBYE / BOHR)
+    assert run.gap == 7.5  # of two spins the smaller one
+    tensor = read_polarizability(text)
+    assert tensor[1, 2] == tensor[2, 1] == pytest.approx((0.959941128537 + 0.959996742924) / 2)
+    assert np.diag(tensor).tolist() == [1.470847179826, 3.361523113852, 2.246717094235]
+    tight_binding = " TB_DIPOLE| Moment [a.u.]          -0.29370189       0.05142329      -0.68725505\n" + output()
+    assert read_run(tight_binding).dipole == (-0.29370189, 0.05142329, -0.68725505)
+    assert read_run(output()).dipole is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("  The linear solver didn't converge! Maximum number of iterations reached.\n" + POLAR + output(), "converge"),
+        (POLAR.replace("    1.470847179826", "******************") + output(), "converge"),
+        (output(), "was not asked for"),
+        (POLAR + output() + ABORT, "the requested basis set|The requested basis set"),
+        (POLAR + UNFINISHED, "the output ends in the middle"),
+    ],
+)
+def test_a_polarizability_that_is_none_is_refused(text: str, message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        read_polarizability(text)
+
+
+def test_dipoles_of_a_field_set_are_about_the_origin(
+    field_set: tuple[dict[str, np.ndarray], dict[str, str]],
+) -> None:
+    """CP2K gives a cluster's dipole about its centre of mass: that of an ion then moves with it."""
+    vectors, files = field_set
+    files = {name: MOMENTS + text if name.endswith(".out") else text for name, text in files.items()}
+    atoms = Atoms("OH2", positions=np.eye(3))
+    printed = np.array([-0.98700181, 0.19603707, -2.2494833]) * DEBYE / BOHR
+    results = read_field_results(files, vectors, atoms)
+    np.testing.assert_allclose(results.dipoles, np.tile(printed, (6, 1)))
+    assert results.dipole_quanta is None
+    atoms.info["charge"] = -1
+    results = read_field_results(files, vectors, atoms)
+    np.testing.assert_allclose(results.dipoles[0], printed - atoms.get_center_of_mass() / BOHR)
+    atoms.set_cell([[5, 0, 0], [1, 6, 0], [0, 0, 7]])
+    atoms.pbc = True
+    results = read_field_results(files, vectors, atoms)
+    np.testing.assert_allclose(results.dipoles[0], printed)
+    assert results.dipole_quanta is not None
+    np.testing.assert_allclose(results.dipole_quanta[1], np.array([1, 6, 0]) / BOHR)
