@@ -23,8 +23,8 @@ from mimyria_wf.calculators.data import (
 )
 from mimyria_wf.calculators.md import NvtParser, flags
 from mimyria_wf.calculators.tblite import define_field_set
-from mimyria_wf.cp2k_input import parse_input, point_project, render_field_set, render_md
-from mimyria_wf.cp2k_output import read_field_set, read_run
+from mimyria_wf.cp2k_input import parse_template, point_project, render_field_set, render_md, write_input
+from mimyria_wf.cp2k_output import killer, read_field_results, read_run
 from mimyria_wf.finite_field import point_name
 from mimyria_wf.labels import configuration_key, level_of_theory_key
 from mimyria_wf.md import NveSettings, NvtSettings
@@ -167,7 +167,7 @@ class Cp2kNveCalculation(_Cp2kMdCalculation):
         )
         copy_file(folder, "starts.extxyz", self.inputs.starts)
         starts = read_starts(folder.get_abs_path("starts.extxyz"))
-        template = parse_input(self.inputs.template.get_content("r"))
+        template = parse_template(self.inputs.template.get_content("r"))
         names = []
         for index in self.inputs.indices.get_list():
             names.append(f"nve-{index:03d}")
@@ -236,7 +236,7 @@ class Cp2kFieldSetCalculation(RepeatableCalculation):
 
     def prepare_for_submission(self, folder: Folder) -> CalcInfo:
         """Write the inputs of all points."""
-        template = parse_input(self.inputs.template.get_content("r"))
+        template = parse_template(self.inputs.template.get_content("r"))
         vectors = named_vectors(self.inputs.field_vectors.get_list())
         info = CalcInfo()
         info.codes_info, info.retrieve_list = [], []
@@ -253,44 +253,73 @@ class Cp2kFieldSetCalculation(RepeatableCalculation):
 
 
 class Cp2kFieldSetParser(Parser):
-    """Keep the points that are sound, name those that are not."""
+    """Keep the points that are sound; of those that are not, say which and why."""
 
     def parse(self, **kwargs: Any) -> ExitCode | None:
-        """Read the forces of all points."""
-        names = set(self.retrieved.list_object_names())
-        texts = _LazyTexts(self.retrieved, names)
+        """Read forces and dipoles of all points."""
+        texts = _LazyTexts(self.retrieved, set(self.retrieved.list_object_names()))
         vectors = named_vectors(self.node.inputs.field_vectors.get_list())
-        level = self.node.inputs.level_of_theory.get_dict()
-        kept_vectors, kept_forces, snapshot, keys, problems = [], [], [], [], []
+        killed_by = self._killed_by(texts)
+        kept: dict[str, list[Any]] = {"vectors": [], "forces": [], "snapshot": [], "dipoles": []}
+        keys, quanta, gaps, failed, versions, seconds = [], [], [], [], set(), 0.0
         snapshots = read_snapshots(self.node.inputs.snapshots)
         for number, atoms in enumerate(snapshots):
-            forces, found = read_field_set(texts, vectors, project_names(number), len(atoms))
+            results = read_field_results(texts, vectors, atoms, project_names(number), killed_by)
             keys.append(configuration_key(atoms))
-            for vector, force, problem in zip(vectors.values(), forces, found, strict=True):
-                if problem:
-                    problems.append(problem)
+            quanta.append(np.full((3, 3), np.nan) if results.dipole_quanta is None else results.dipole_quanta)
+            gaps.append(results.gap)
+            versions |= set(results.versions) - {""}
+            seconds += results.seconds
+            for row, (name, vector) in enumerate(vectors.items()):
+                if results.problems[row]:
+                    cause, problem = results.causes[row], results.problems[row]
+                    point = {"snapshot": number, "point": name, "vector": vector.tolist()}
+                    failed.append({**point, "cause": cause, "problem": problem})
                 else:
-                    kept_vectors.append(vector)
-                    kept_forces.append(force)
-                    snapshot.append(number)
-        version, seconds = None, 0.0
-        for name in sorted(names):
-            if name.endswith(".out"):
-                run = read_run(texts[name])
-                version = version or run.version
-                seconds += run.walltime or 0.0
-        total = len(vectors) * len(snapshots)
-        summary = {"version": version, "seconds": seconds, "n_points": total, "problems": problems}
+                    for key, value in (
+                        ("vectors", vector),
+                        ("forces", results.forces[row]),
+                        ("snapshot", number),
+                        ("dipoles", results.dipoles[row]),
+                    ):
+                        kept[key].append(value)
+        total, version = len(vectors) * len(snapshots), ", ".join(sorted(versions)) or None
+        problems = [one["problem"] for one in failed]
+        summary = {"version": version, "seconds": seconds, "n_points": total, "problems": problems, "failed": failed}
         self.out("summary", orm.Dict(summary))
-        if not kept_vectors:
+        if not kept["vectors"]:
             return self.exit_codes.ERROR_NO_POINT.format(detail=problems[0] if problems else "no output")
-        level = {**level, "version": version}
-        key = level_of_theory_key(self.node.inputs.level_of_theory.get_dict())
-        node = field_forces_node(np.array(kept_vectors), np.array(kept_forces), np.array(snapshot), keys, level, key)
+        level = self.node.inputs.level_of_theory.get_dict()
+        node = field_forces_node(
+            np.array(kept["vectors"]),
+            np.array(kept["forces"]),
+            np.array(kept["snapshot"]),
+            keys,
+            {**level, "version": version},
+            level_of_theory_key(level),
+            dipoles=np.array(kept["dipoles"]),
+            dipole_quanta=np.array(quanta),
+            gaps=gaps,
+        )
         self.out("field_forces", node)
-        if problems:
-            return self.exit_codes.ERROR_SOME_POINTS.format(n=len(problems), total=total, detail=problems[0])
+        if failed:
+            return self.exit_codes.ERROR_SOME_POINTS.format(n=len(failed), total=total, detail=problems[0])
         return None
+
+    def _killed_by(self, texts: _LazyTexts) -> str:
+        """Return why the scheduler ended the job, "" where nothing says that it did.
+
+        AiiDA's plugins know it of some schedulers and set the job's exit status before it is parsed; of the others the
+        operating system or the launcher may have left a word in the error file.
+        """
+        calculation = self.node.process_class.exit_codes
+        by_status = {
+            calculation.ERROR_SCHEDULER_OUT_OF_WALLTIME.status: "walltime",
+            calculation.ERROR_SCHEDULER_OUT_OF_MEMORY.status: "memory",
+        }
+        if self.node.exit_status in by_status:
+            return by_status[self.node.exit_status]
+        return killer(texts.get(self.node.get_option("scheduler_stderr") or "", ""))
 
 
 class _LazyTexts(dict):  # type: ignore[type-arg]
@@ -321,9 +350,7 @@ def project_names(number: int) -> Any:
 
 def template_level_of_theory(template: str, files: dict[str, bytes]) -> dict[str, Any]:
     """Return what keys CP2K labels: the template as CP2K reads it, comments aside, and the files it names."""
-    from mimyria_wf.cp2k_input import write_input
-
-    text = write_input(parse_input(template))
+    text = write_input(parse_template(template))
     return {
         "engine": "cp2k",
         "template": hashlib.sha256(text.encode()).hexdigest(),

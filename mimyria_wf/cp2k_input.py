@@ -283,6 +283,15 @@ def _as_section(template: str | Section) -> Section:
     return parse_template(template) if isinstance(template, str) else template
 
 
+def eps_scf(template: str | Section) -> float:
+    """Return the SCF threshold that a template converges to: the looser one of SCF and, if it is on, OUTER_SCF."""
+    template = _as_section(template)
+    threshold = _number(template, "FORCE_EVAL/DFT/SCF/EPS_SCF", 1e-5)
+    if template.is_on("FORCE_EVAL/DFT/SCF/OUTER_SCF"):
+        threshold = max(threshold, _number(template, "FORCE_EVAL/DFT/SCF/OUTER_SCF/EPS_SCF", 1e-5))
+    return threshold
+
+
 def varied_template(template: str | Section, eps_scf: float) -> Section:
     """Return the template with another SCF threshold, of the inner and the outer loop: another level of theory."""
     template = _as_section(template)
@@ -435,9 +444,7 @@ def check_label_template(template: str | Section, atoms: Atoms, targets: Sequenc
             "CP2K template: CP2K's xTB couples the field to Mulliken charges alone, without atomic dipoles "
             "(GFN1-xTB water: 0.75 e a0, tblite 1.13); never mix its labels with tblite's"
         )
-    loosest = _number(force_eval, "DFT/SCF/EPS_SCF", 1e-5)
-    if force_eval.is_on("DFT/SCF/OUTER_SCF"):
-        loosest = max(loosest, _number(force_eval, "DFT/SCF/OUTER_SCF/EPS_SCF", 1e-5))
+    loosest = eps_scf(template)
     if "pgt" in targets and loosest > LOOSEST_EPS_SCF:
         warnings.append(
             f"CP2K template: EPS_SCF {loosest:g} (the looser of SCF and OUTER_SCF) is too loose for a PGT; "

@@ -204,14 +204,19 @@ def _polarizability(text: str) -> tuple[tuple[float, float, float], ...] | None:
     return (xx, xy, xz), (xy, yy, yz), (xz, yz, zz)
 
 
+def killer(text: str) -> str:
+    """Return "walltime" or "memory" if the text says that a process was ended for it, else ""."""
+    if _OUT_OF_TIME.search(text):
+        return "walltime"
+    return "memory" if _OUT_OF_MEMORY.search(text) else ""
+
+
 def _cause(text: str, aborted: str | None, is_finished: bool, converged: bool | None) -> str:
     """Return why a run did not end well: a key of CAUSES, "" if it did."""
     if is_finished and converged is not False:
         return ""
-    if _OUT_OF_TIME.search(text):  # CP2K then ends in good order with an SCF that it left unfinished
-        return "walltime"
-    if _OUT_OF_MEMORY.search(text):
-        return "memory"
+    if killed_by := killer(text):  # out of time CP2K ends in good order, with an SCF that it left unfinished
+        return killed_by
     if aborted is not None:
         # from 2024 on an SCF that does not converge is an error unless IGNORE_CONVERGENCE_FAILURE is set
         return "scf" if re.search(r"SCF run NOT converged", aborted) else "aborted"
@@ -368,12 +373,13 @@ def read_field_results(
     is_periodic = bool(atoms.pbc.all())
     charge = float(atoms.info.get("charge", 0))
     about = np.zeros(3) if is_periodic or not charge else charge * atoms.get_center_of_mass() / BOHR
-    for row, (name, (found, cause, problem)) in enumerate(zip(vectors, points, strict=True)):
+    for row, (name, point) in enumerate(zip(vectors, points, strict=True)):
         run = runs[name]
-        if found is not None and len(found) != len(atoms):
-            found, cause, problem = None, "forces", f"{len(found)} atoms in the forces, expected {len(atoms)}"
-        if found is not None:
-            forces[row] = found
+        table, cause, problem = point
+        if table is not None and len(table) != len(atoms):
+            cause, problem = "forces", f"{len(table)} atoms in the forces, expected {len(atoms)}"
+        elif table is not None:
+            forces[row] = table
             if run is not None and run.dipole is not None:
                 dipoles[row] = np.array(run.dipole) + about
         if killed_by and cause in ("truncated", "missing"):
@@ -536,6 +542,7 @@ __all__ = [
     "Cp2kFieldResults",
     "Cp2kRun",
     "MdEnergies",
+    "killer",
     "read_energies",
     "read_field_results",
     "read_field_runs",
