@@ -25,11 +25,14 @@ from mimyria_wf.cp2k_input import (
     ZERO_FIELD,
     check_label_template,
     field_projects,
-    parse_input,
+    parse_template,
+    render_field_point,
     render_field_set,
+    render_polarizability,
+    varied_template,
     write_input,
 )
-from mimyria_wf.cp2k_output import read_field_set, read_run
+from mimyria_wf.cp2k_output import read_field_results, read_polarizability, read_run
 from mimyria_wf.errors import CampaignError, EngineError
 from mimyria_wf.field_engine import FieldEngine, FieldResults
 from mimyria_wf.finite_field import point_name
@@ -132,18 +135,7 @@ class ProgramEngine(FieldEngine):
         kept = None if self.results is None else self.results / f"{self.name}-{self._key(runs)}.npz"
         if kept is not None and kept.is_file():
             return _loaded(kept)
-        if self.scratch is not None:
-            self.scratch.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"mimyria-{self.name}-", dir=self.scratch))
-        failures: dict[str, str] = {}
-        for run in runs:
-            if run.needs in failures:
-                first = "the point without field" if run.needs == ZERO_FIELD else run.needs
-                failures[run.name] = f"not run, because {first} failed: {failures[run.needs]}"
-                continue
-            reason = self._execute(folder, run) or self.trouble(folder / run.folder, run)
-            if reason:
-                failures[run.name] = reason
+        folder, failures = self._executed(runs)
         results = self.read(folder, atoms, named)
         problems = [failures.get(name) or problem for name, problem in zip(named, results.problems, strict=True)]
         problems = [f"{problem} (files kept in {folder})" if problem else "" for problem in problems]
@@ -163,6 +155,22 @@ class ProgramEngine(FieldEngine):
             if kept is not None:
                 _save(kept, results)
         return results
+
+    def _executed(self, runs: Sequence[ProgramRun]) -> tuple[Path, dict[str, str]]:
+        """Run everything in a new folder; return it, and by name why runs failed."""
+        if self.scratch is not None:
+            self.scratch.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"mimyria-{self.name}-", dir=self.scratch))
+        failures: dict[str, str] = {}
+        for run in runs:
+            if run.needs in failures:
+                first = "the point without field" if run.needs == ZERO_FIELD else run.needs
+                failures[run.name] = f"not run, because {first} failed: {failures[run.needs]}"
+                continue
+            reason = self._execute(folder, run) or self.trouble(folder / run.folder, run)
+            if reason:
+                failures[run.name] = reason
+        return folder, failures
 
     def _execute(self, folder: Path, run: ProgramRun) -> str:
         """Run the program once; return why it did not end by itself with status 0, "" if it did."""
@@ -306,11 +314,11 @@ class Cp2kEngine(ProgramEngine):
     ) -> None:
         super().__init__(command, **program)
         try:
-            self.template = parse_input(template)
+            self.template = parse_template(template)
+            if eps_scf is not None:
+                self.template = varied_template(self.template, float(eps_scf))
         except CampaignError as error:
             raise EngineError(str(error)) from None
-        if eps_scf is not None:
-            self.template = _with_eps_scf(self.template, float(eps_scf))
         self.files = dict(files or {})
         self._version: str | None = None
 
@@ -397,24 +405,54 @@ class Cp2kEngine(ProgramEngine):
 
     def read(self, folder: Path, atoms: ase.Atoms, vectors: Mapping[str, Array]) -> FieldResults:
         """Read CP2K's files."""
-        forces, problems = read_field_set(folder, vectors, file_name, len(atoms))
-        zero = folder / f"{file_name(ZERO_FIELD)}.out"
-        version = read_run(zero.read_text(errors="replace")).version if zero.is_file() else None
-        self._version = version or self._version
+        found = read_field_results(folder, vectors, atoms, file_name)
+        self._version = found.version or self._version
         return FieldResults(
             field_vectors=np.array(list(vectors.values())),
-            forces=forces,
-            version=version or "unknown",
-            problems=tuple(re.sub(r"^field point .*? \(\S+\): ", "", problem) for problem in problems),
+            forces=found.forces,
+            version=found.version or "unknown",
+            problems=tuple(re.sub(r"^field point .*? \(\S+\): ", "", problem) for problem in found.problems),
+            dipoles=found.dipoles,
+            dipole_quanta=found.dipole_quanta,
+            gap=found.gap,
         )
 
-
-def _with_eps_scf(template: Any, eps_scf: float) -> Any:
-    """Return a CP2K template with this threshold in &SCF and, where there is one, &OUTER_SCF."""
-    template = template.with_keyword("FORCE_EVAL/DFT/SCF/EPS_SCF", f"{eps_scf:.10g}")
-    if template.is_on("FORCE_EVAL/DFT/SCF/OUTER_SCF"):
-        template = template.with_keyword("FORCE_EVAL/DFT/SCF/OUTER_SCF/EPS_SCF", f"{eps_scf:.10g}")
-    return template
+    def polarizability(self, atoms: ase.Atoms) -> Array:
+        """Return (3, 3) [e^2 a0^2/E_h] by density-functional perturbation theory, which CP2K has."""
+        zero, polar = file_name(ZERO_FIELD), "polarizability"
+        try:
+            inputs = [
+                render_field_point(self.template, atoms, None, zero),
+                render_polarizability(self.template, atoms, polar, zero),
+            ]
+        except CampaignError as error:
+            raise EngineError(str(error)) from None
+        runs = [
+            ProgramRun(
+                name=project,
+                files={f"{project}.inp": text, **(self.files if project == zero else {})},
+                arguments=("-i", f"{project}.inp"),
+                output=f"{project}.out",
+                needs=needs,
+            )
+            for project, text, needs in zip((zero, polar), inputs, (None, zero))
+        ]
+        kept = None if self.results is None else self.results / f"{self.name}-{self._key(runs)}.npy"
+        if kept is not None and kept.is_file():
+            return np.asarray(np.load(kept))
+        folder, failures = self._executed(runs)
+        try:
+            if failures:
+                raise EngineError(next(iter(failures.values())))
+            found = read_polarizability((folder / f"{polar}.out").read_text(errors="replace"))
+        except EngineError as error:
+            what = atoms.info.get("snapshot", atoms.get_chemical_formula())
+            raise EngineError(f"{self.name}, polarizability of {what}: {error} (files kept in {folder})") from None
+        shutil.rmtree(folder)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            np.save(kept, found)
+        return found
 
 
 def _check_settings(engine: type[FieldEngine], settings: Mapping[str, Any]) -> None:

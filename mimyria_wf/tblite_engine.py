@@ -22,7 +22,7 @@ from mimyria_wf.units import BOHR, HARTREE
 
 METHODS = ("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB")
 _LAST_ELEMENT = 86
-_EPS_SCF = 2e-5
+EPS_SCF = 2e-5
 """What tblite's accuracy of 1 means: the change of the density at which the SCF ends [e] (tblite, xtb/singlepoint)."""
 _NEAR = 0.1  # A; an MD step moves atoms by some 0.01 A, decorrelated snapshots differ by far more
 
@@ -131,7 +131,7 @@ class TbliteEngine(FieldEngine):
         """
         state = {key: getattr(self, key) for key in self.settings}
         if "eps_scf" in changes:
-            state["accuracy"] = float(changes.pop("eps_scf")) / _EPS_SCF
+            state["accuracy"] = float(changes.pop("eps_scf")) / EPS_SCF
         unknown = sorted(set(changes) - set(self.settings))
         if unknown:
             raise EngineError(f"tblite cannot vary {', '.join(unknown)} (known: eps_scf, {', '.join(self.settings)})")
