@@ -2,96 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from aiida import orm
 from aiida.common.folders import Folder
 from aiida.engine import CalcJobProcessSpec, ExitCode
 from ruamel.yaml import YAML
 
 from mimyria_wf.calculators.console import ConsoleCalculation, ConsoleParser
-from mimyria_wf.calculators.data import copy_file, field_forces_node
+from mimyria_wf.calculators.data import copy_file
+from mimyria_wf.calculators.engine import (
+    EngineFieldSetCalculation,
+    EngineFieldSetParser,
+    define_field_set,
+    engine_arguments,
+)
 from mimyria_wf.calculators.md import flags
 from mimyria_wf.calculators.trajectories import define_trajectories, trajectory_links, trajectory_names
-from mimyria_wf.errors import MimyriaError
+
+__all__ = ["define_field_set"]
 
 
-def define_field_set(spec: CalcJobProcessSpec) -> None:
-    """Declare what every engine's field-set job takes and gives."""
-    spec.input("snapshots", valid_type=orm.SinglefileData, help="extxyz")
-    spec.input("field_vectors", valid_type=orm.List, help="Cartesian field vectors [E_h/(e a0)]")
-    spec.input("level_of_theory", valid_type=orm.Dict, help="settings of the engine; their content keys the labels")
-    spec.output(
-        "field_forces", valid_type=orm.ArrayData, required=False, help="forces of all points that finished cleanly"
-    )
-
-
-class TbliteFieldSetCalculation(ConsoleCalculation):
-    """Forces of every snapshot in every field vector."""
-
-    retrieve = ("field_forces.h5",)
-
-    @classmethod
-    def define(cls, spec: CalcJobProcessSpec) -> None:  # type: ignore[override]
-        """Declare inputs and outputs."""
-        super().define(spec)
-        define_field_set(spec)
+class TbliteFieldSetCalculation(EngineFieldSetCalculation):
+    """Forces of every snapshot in every field vector, by tblite."""
 
     @classmethod
     def parser_entry_point(cls) -> str:
         """Return the entry point of the parser."""
         return "mimyria_wf.tblite.fields"
 
-    def command_lines(self, folder: Folder) -> list[list[str]]:
-        """Write the snapshots and return the call."""
-        copy_file(folder, "snapshots.extxyz", self.inputs.snapshots)
-        level = self.inputs.level_of_theory.get_dict()
-        engine = flags({key: level[key] for key in ("engine", "method", "accuracy") if key in level})
-        vectors = json.dumps(self.inputs.field_vectors.get_list())
-        return [["label", "snapshots.extxyz", *engine, "--vectors", vectors, "--field-forces", "field_forces.h5"]]
 
-
-class TbliteFieldSetParser(ConsoleParser):
-    """Attach the forces; those of sound snapshots also when others failed, so that no point is computed again."""
-
-    def parse(self, **kwargs: Any) -> ExitCode | None:
-        """Read the result, and after a failure what was finished before or beside it."""
-        failure = super().parse(**kwargs)
-        if failure is not None and self._is_there("field_forces.h5"):
-            with contextlib.suppress(MimyriaError):  # a file that was cut off: the failure says enough
-                self.attach([])
-        return failure
-
-    def attach(self, results: list[dict[str, Any]]) -> ExitCode | None:
-        """Read the HDF5 file of the job into an array node."""
-        from mimyria_wf.engines import read_field_forces
-        from mimyria_wf.labels import configuration_key, level_of_theory_key
-
-        level = self.node.inputs.level_of_theory.get_dict()
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "field_forces.h5"
-            path.write_bytes(self.retrieved.get_object_content("field_forces.h5", mode="rb"))
-            sets = read_field_forces(path)
-        if not sets:
-            return None
-        vectors, forces, index, keys = [], [], [], []
-        for number, stored in enumerate(sets):
-            keys.append(configuration_key(stored.atoms))
-            vectors += list(stored.field_forces.field_vectors)
-            forces += list(stored.field_forces.forces)
-            index += [number] * len(stored.field_forces.forces)
-        self.out(
-            "field_forces",
-            field_forces_node(
-                np.array(vectors), np.array(forces), np.array(index), keys, level, level_of_theory_key(level)
-            ),
-        )
-        return None
+class TbliteFieldSetParser(EngineFieldSetParser):
+    """The same of every engine."""
 
 
 class ClusterLabelsCalculation(ConsoleCalculation):
@@ -154,7 +96,7 @@ class ReferenceCalculation(ConsoleCalculation):
     def command_lines(self, folder: Folder) -> list[list[str]]:
         """Return the call."""
         level = self.inputs.level_of_theory.get_dict()
-        engine = flags({key: level[key] for key in ("engine", "method", "accuracy") if key in level})
+        engine = engine_arguments(level)
         settings = flags(self.inputs.settings.get_dict())
         name = trajectory_names(self.inputs)[0]
         if "groups" in self.inputs:

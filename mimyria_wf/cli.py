@@ -407,11 +407,66 @@ def _select(chosen: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def _engine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", default="tblite", help="gives the forces (default tblite); `engines` lists all")
+    parser.add_argument("--settings", type=_json_object, default={}, help="of the engine, as JSON")
+    parser.add_argument("--template", type=Path, help="of the level of theory, for engines that run a program")
+    parser.add_argument("--command", help="how to call the engine's program, e.g. 'mpirun -np 4 cp2k.psmp'")
+    parser.add_argument(
+        "--file",
+        dest="file_of_engine",
+        type=_named_file,
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="that the template names, may be repeated",
+    )
+    parser.add_argument("--method", help="tblite: GFN2-xTB (default), GFN1-xTB or IPEA1-xTB")
+    parser.add_argument("--accuracy", type=float, help="tblite: smaller is tighter (0.001)")
+
+
+def _chosen_engine(chosen: argparse.Namespace) -> Any:
+    from mimyria_wf.field_engine import make_engine
+
+    flags = {name: getattr(chosen, name) for name in ("command", "method", "accuracy")}
+    files = dict(chosen.file_of_engine)
+    if chosen.template is not None:
+        files["template"] = chosen.template
+    settings = {**chosen.settings, **{name: value for name, value in flags.items() if value is not None}}
+    return make_engine(chosen.engine, settings, files)
+
+
+def _named_file(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not separator:
+        return Path(text).name, Path(text)
+    return name, Path(path)
+
+
+def _configure_engines(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("engine", nargs="?", help="only this one")
+
+
+def _engines(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.field_engine import engine_class, known_engines
+
+    found = known_engines()
+    names = list(found) if chosen.engine is None else [chosen.engine]
+    return {"engines": [_described(engine_class(name), found[name]) for name in names]}
+
+
+def _described(engine: Any, entry: Any) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "what": (engine.__doc__ or "").strip().partition("\n")[0],
+        "class": entry.value,
+        "settings": dict(engine.settings),
+    }
+
+
 def _configure_label(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="snapshots (extxyz), or with --derivatives a trajectory")
-    parser.add_argument("--engine", choices=("tblite",), default="tblite", help="gives the forces")
-    parser.add_argument("--method", default="GFN2-xTB", help="tblite: GFN1-xTB, GFN2-xTB or IPEA1-xTB")
-    parser.add_argument("--accuracy", type=float, default=0.001, help="tblite: smaller is tighter")
+    _engine_arguments(parser)
     parser.add_argument("--targets", nargs="+", choices=("apt", "pgt"), default=["apt", "pgt"], help="tensors")
     parser.add_argument("--step", type=float, default=1e-3, help="field step [E_h/(e a0)]")
     parser.add_argument("-o", "--output", type=Path, help="labelled extxyz")
@@ -441,9 +496,8 @@ def _label(chosen: argparse.Namespace) -> dict[str, Any]:
     from mimyria_wf.engines import label_file
     from mimyria_wf.errors import LabelError
     from mimyria_wf.labelling import field_forces_file, label_trajectory_file
-    from mimyria_wf.tblite_engine import TbliteEngine
 
-    engine = TbliteEngine(method=chosen.method, accuracy=chosen.accuracy)
+    engine = _chosen_engine(chosen)
     common = {"charge": chosen.charge, "multiplicity": chosen.multiplicity, "progress": progress_for(chosen)}
     of_clusters = {
         "radius": chosen.radius,
@@ -987,6 +1041,7 @@ CORE_VERBS = [
         _convert,
     ),
     Verb("select", "draw nested training snapshots and a test set from trajectories", _configure_select, _select),
+    Verb("engines", "list the engines that give forces in fields, with their settings", _configure_engines, _engines),
     Verb("label", "compute APTs and PGTs of snapshots by forces in electric fields", _configure_label, _label),
     Verb("train", "train an APT or PGT network", _configure_train, _train),
     Verb(

@@ -21,7 +21,7 @@ from mimyria_wf.derivatives import (
     RemovedMotion,
 )
 from mimyria_wf.errors import EngineError, LabelError, TrajectoryError
-from mimyria_wf.field_engine import FieldEngine, sound_forces
+from mimyria_wf.field_engine import FieldEngine, FieldResults, sound_forces
 from mimyria_wf.field_forces import (
     FieldForces,
     FieldForcesStore,
@@ -108,9 +108,23 @@ def computed(engine: FieldEngine, atoms: ase.Atoms, vectors: Array, store: Field
         EngineError: a point is not sound; the others are kept.
     """
     results = engine.field_results(atoms, vectors)
-    if results.forces.shape[1] == len(atoms) and results.valid.any() and not results.valid.all():
-        store.add(atoms, FieldForces(results.field_vectors[results.valid], results.forces[results.valid]), engine)
-    return store.add(atoms, FieldForces(vectors, sound_forces(engine, atoms, results)), engine)
+    if results.forces.shape[1] == len(atoms) and results.valid.any():
+        store.add(atoms, _sound_part(results), engine)
+    sound_forces(engine, atoms, results)
+    known = store.get(atoms, engine.level_of_theory)
+    assert known is not None
+    return known
+
+
+def _sound_part(results: FieldResults) -> FieldForces:
+    rows = np.flatnonzero(results.valid)
+    return FieldForces(
+        results.field_vectors[rows],
+        results.forces[rows],
+        None if results.dipoles is None else results.dipoles[rows],
+        None if results.gaps is None else results.gaps[rows],
+        results.dipole_quanta,
+    )
 
 
 def label_file(
@@ -156,6 +170,7 @@ def label_file(
     for known in [points_known] if isinstance(points_known, str | Path) else points_known or []:
         store.include(known)
     level = engine.level_of_theory
+    warnings = checked(engine, snapshots, wanted, step)
     labelled: list[LabelledSnapshot] = []
     checks: list[FieldDiagnostics] = []
     n_needed = len(field_vectors(step, wanted))
@@ -186,8 +201,24 @@ def label_file(
         "largest_sum_rule_residual": {name: max(r[name] for r in residuals) for name in residuals[0]},
         "largest_net_force": _largest(c.net_force for c in checks),
         "largest_apt_noise": _largest(c.apt_noise for c in checks),
+        **({"warnings": warnings} if warnings else {}),
         "seconds": time.perf_counter() - began,
     }
+
+
+def checked(engine: FieldEngine, snapshots: Iterable[ase.Atoms], targets: Sequence[str], step: float) -> list[str]:
+    """Return the engine's warnings about these snapshots, each once, before anything runs.
+
+    Raises:
+        EngineError: the first reason why one of them cannot be computed, with its number.
+    """
+    warnings: dict[str, None] = {}
+    for index, atoms in enumerate(snapshots):
+        try:
+            warnings |= dict.fromkeys(engine.check(atoms, targets, step))
+        except EngineError as error:
+            raise EngineError(f"snapshot {index}: {error}") from None
+    return list(warnings)
 
 
 def _state(info: dict[str, Any], charge: int | None, multiplicity: int | None, where: str) -> None:

@@ -141,7 +141,7 @@ class FieldEngine(ABC):
             raise EngineError(f"engine {cls.name} takes no {', '.join(sorted(files))}: leave it out")
         try:
             return cls(**settings)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise EngineError(f"engine {cls.name}: {error}") from None
 
     def forces(self, atoms: ase.Atoms, vectors: Array) -> Array:
@@ -220,7 +220,14 @@ def engine_class(name: str) -> type[FieldEngine]:
 def make_engine(
     name: str, settings: Mapping[str, Any] | None = None, files: Mapping[str, str | Path] | None = None
 ) -> FieldEngine:
-    """Return the engine registered under a name, set up; EngineError in one line for whatever does not fit."""
-    return engine_class(name).from_settings(
-        dict(settings or {}), {key: Path(path) for key, path in (files or {}).items()}
-    )
+    """Return the engine registered under a name, set up; EngineError in one line for whatever does not fit.
+
+    Args:
+        name: of the entry point.
+        settings: of the engine; ``eps_scf``, its SCF threshold, may stand among those of any engine that can vary it.
+        files: paths by name, ``template`` among them for engines that run a program.
+    """
+    engine, chosen = engine_class(name), dict(settings or {})
+    varied = {} if "eps_scf" in engine.settings else {k: chosen.pop(k) for k in ("eps_scf",) if k in chosen}
+    made = engine.from_settings(chosen, {key: Path(path) for key, path in (files or {}).items()})
+    return made.varied(**varied) if varied else made

@@ -34,6 +34,8 @@ from mimyria_wf.response import Array, ResponseTensors
 FORMAT = "mimyria_wf field forces 1"
 FIELD_UNIT = "E_h/(e a0)"
 FORCE_UNIT = "E_h/a0"
+_OF_POINTS: dict[str, tuple[int, ...]] = {"dipoles": (3,), "gaps": ()}
+_OPTIONAL_UNITS = {"dipoles": "e a0", "gaps": "eV", "dipole_quanta": "e a0"}
 
 
 class Engine(Protocol):
@@ -59,18 +61,28 @@ class FieldForces:
     Attributes:
         field_vectors: (n_fields, 3) Cartesian vectors [E_h/(e a0)].
         forces: (n_fields, n_atoms, 3) [E_h/a0].
+        dipoles: (n_fields, 3) [e a0], NaN where unknown, or None; see :class:`mimyria_wf.field_engine.FieldResults`.
+        gaps: (n_fields,) in each field [eV], NaN where unknown, or None.
+        dipole_quanta: (3, 3) rows by which a periodic dipole is undetermined [e a0], or None.
     """
 
     field_vectors: Array
     forces: Array
+    dipoles: Array | None = None
+    gaps: Array | None = None
+    dipole_quanta: Array | None = None
 
     def __post_init__(self) -> None:
-        """Check that shapes fit and that everything is finite."""
+        """Check that shapes fit and that vectors and forces are finite."""
         if self.field_vectors.ndim != 2 or self.field_vectors.shape[1] != 3:
             raise LabelError(f"field vectors must have shape (n_fields, 3), got {self.field_vectors.shape}")
         expected = (len(self.field_vectors), "n_atoms", 3)
         if self.forces.ndim != 3 or (self.forces.shape[0], self.forces.shape[2]) != (expected[0], 3):
             raise LabelError(f"forces must have shape {expected}, got {self.forces.shape}".replace("'", ""))
+        for name, shape in _OF_POINTS.items():
+            array = getattr(self, name)
+            if array is not None and array.shape != (len(self.field_vectors), *shape):
+                raise LabelError(f"{name} must have one entry a field point, got {array.shape}: remove the file")
         for array, what in ((self.field_vectors, "field vector"), (self.forces, "forces")):
             if not np.all(np.isfinite(array)):
                 row = int(np.argwhere(~np.isfinite(array))[0, 0])
@@ -94,7 +106,34 @@ class FieldForces:
         wanted = np.array(list(vectors))
         rows = matching_rows(self.field_vectors, wanted, step)
         assert None not in rows, "ask missing_points first"
-        return FieldForces(wanted, self.forces[[row for row in rows if row is not None]])
+        return self.rows([row for row in rows if row is not None], wanted)
+
+    def rows(self, rows: Sequence[int], vectors: Array | None = None) -> FieldForces:
+        """Return some of the points, under other vectors where they are given (of the same fields, rounded)."""
+        return FieldForces(
+            self.field_vectors[rows] if vectors is None else vectors,
+            self.forces[rows],
+            dipoles=None if self.dipoles is None else self.dipoles[rows],
+            gaps=None if self.gaps is None else self.gaps[rows],
+            dipole_quanta=self.dipole_quanta,
+        )
+
+    def joined(self, other: FieldForces) -> FieldForces:
+        """Return these points and then the other's."""
+        return FieldForces(
+            np.concatenate([self.field_vectors, other.field_vectors]),
+            np.concatenate([self.forces, other.forces]),
+            dipoles=_joined(self.dipoles, other.dipoles, (len(self.forces), 3), (len(other.forces), 3)),
+            gaps=_joined(self.gaps, other.gaps, (len(self.forces),), (len(other.forces),)),
+            dipole_quanta=other.dipole_quanta if self.dipole_quanta is None else self.dipole_quanta,
+        )
+
+
+def _joined(one: Array | None, other: Array | None, *shapes: tuple[int, ...]) -> Array | None:
+    """Return both after each other, NaN for the one that is not there; None if neither is."""
+    if one is None and other is None:
+        return None
+    return np.concatenate([np.full(s, np.nan) if a is None else a for a, s in zip((one, other), shapes)])
 
 
 @dataclass(frozen=True)
@@ -173,11 +212,7 @@ class FieldForcesStore:
         lengths = np.linalg.norm(np.concatenate([known.field_vectors, new.field_vectors]), axis=1)
         step = float(lengths[lengths > 0].min(initial=1.0))
         rows = matching_rows(known.field_vectors, new.field_vectors, step)
-        fresh = [k for k, row in enumerate(rows) if row is None]
-        return FieldForces(
-            np.concatenate([known.field_vectors, new.field_vectors[fresh]]),
-            np.concatenate([known.forces, new.forces[fresh]]),
-        )
+        return known.joined(new.rows([k for k, row in enumerate(rows) if row is None]))
 
 
 def _write_group(file: h5py.File, key: tuple[str, str], new: StoredFieldForces, merged: FieldForces) -> None:
@@ -187,6 +222,9 @@ def _write_group(file: h5py.File, key: tuple[str, str], new: StoredFieldForces, 
     group = file.create_group(name)
     group.create_dataset("field_vectors", data=merged.field_vectors).attrs["unit"] = FIELD_UNIT
     group.create_dataset("forces", data=merged.forces).attrs["unit"] = FORCE_UNIT
+    for name, unit in _OPTIONAL_UNITS.items():
+        if getattr(merged, name) is not None:
+            group.create_dataset(name, data=getattr(merged, name)).attrs["unit"] = unit
     group.create_dataset("numbers", data=new.atoms.numbers)
     group.create_dataset("positions", data=new.atoms.positions).attrs["unit"] = "A"
     group.create_dataset("cell", data=np.asarray(new.atoms.cell)).attrs["unit"] = "A"
@@ -243,7 +281,8 @@ def iterate_field_forces(path: str | Path) -> Iterator[StoredFieldForces]:
                         group["numbers"][()], group["positions"][()], cell=group["cell"][()], pbc=group["pbc"][()]
                     )
                     atoms.info.update(json.loads(group.attrs["info"]))
-                    forces = FieldForces(group["field_vectors"][()], group["forces"][()])
+                    optional = {name: group[name][()] for name in _OPTIONAL_UNITS if name in group}
+                    forces = FieldForces(group["field_vectors"][()], group["forces"][()], **optional)
                     theory = json.loads(group.attrs["level_of_theory"])
                     made_by = str(group.attrs["engine"]), str(group.attrs["engine_version"])
                 except KeyError as error:

@@ -435,8 +435,25 @@ def test_tblite_field_set(code: orm.AbstractCode) -> None:
     info, files, _ = prepare("mimyria_wf.tblite.fields", inputs)
     (chosen,) = parse_command_lines(info)
     assert chosen.vectors == vectors
-    assert (chosen.method, chosen.accuracy) == ("GFN2-xTB", 0.01)
+    assert (chosen.engine, chosen.settings) == ("tblite", {"method": "GFN2-xTB", "accuracy": 0.01})
     assert str(chosen.file) in files
+
+
+def test_field_set_of_any_engine(code: orm.AbstractCode) -> None:
+    inputs = {
+        "code": code,
+        "snapshots": extxyz([molecule("H2O")]),
+        "field_vectors": orm.List([[0.0, 0.0, 1e-3]]),
+        "level_of_theory": orm.Dict({"engine": "cp2k", "template": "a" * 64, "files": {}, "eps_scf": 1e-7}),
+        "settings": orm.Dict({"command": "cp2k.psmp", "threads": 2}),
+        "template": orm.SinglefileData(io.BytesIO(b"&FORCE_EVAL\n&END"), filename="water.inp"),
+        "files": {"basis": orm.SinglefileData(io.BytesIO(b"H"), filename="BASIS_MOLOPT")},
+    }
+    info, files, _ = prepare("mimyria_wf.engine.fields", inputs)
+    (chosen,) = parse_command_lines(info)
+    assert (chosen.engine, chosen.settings) == ("cp2k", {"command": "cp2k.psmp", "threads": 2, "eps_scf": 1e-7})
+    assert chosen.file_of_engine == [("BASIS_MOLOPT", Path("BASIS_MOLOPT"))]
+    assert {str(chosen.file), str(chosen.template), "BASIS_MOLOPT"} <= set(files)
 
 
 def test_reference(code: orm.AbstractCode, remote: Callable[[str], orm.RemoteData]) -> None:
@@ -729,7 +746,8 @@ def test_tblite_forces_become_a_node(parse: Parse, tmp_path: Path) -> None:
     files = {"stdout-0.txt": "", "stderr-0.txt": stderr, "field_forces.h5": content}
     results, failure = parse("mimyria_wf.tblite.fields", files, inputs)
     assert failure is not None
-    assert failure.status == 320
+    assert failure.status == 400
+    assert "SCF did not converge" in failure.message
     assert len(points_of([results["field_forces"]], key)[0]) == 3
     results, failure = parse("mimyria_wf.tblite.fields", {**files, "field_forces.h5": content[:100]}, inputs)
     assert failure is not None

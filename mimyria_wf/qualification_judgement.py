@@ -1,0 +1,644 @@
+"""The judgement on a level of theory from the runs of a qualification.
+
+It knows no true tensors. The reference is what the tensors tend to for vanishing fields at the tightest threshold, and,
+where atoms are displaced, derivatives in space, which share no step with those in the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ase
+import numpy as np
+
+from mimyria_wf.errors import LabelError
+from mimyria_wf.finite_field import diagnostics, field_vectors, point_name, response_tensors
+from mimyria_wf.labels import matching_rows, total_charge
+from mimyria_wf.qualification_fit import Plateau, Spread, fit_plateau, noise_of_tensor
+from mimyria_wf.qualification_plan import CROSS_POINTS, QualificationSettings, Task, TaskResult, plan
+from mimyria_wf.qualification_verdict import (
+    Check,
+    Parity,
+    Qualification,
+    Screened,
+    Spatial,
+    TensorQuality,
+    Trend,
+    at_threshold,
+    same_threshold,
+)
+from mimyria_wf.response import Array
+from mimyria_wf.spatial_derivatives import (
+    DisplacedResponse,
+    SpatialTensors,
+    polarizability_of_dipoles,
+    spatial_tensors,
+)
+from mimyria_wf.units import BOHR, HARTREE
+
+_MIXED = 5
+"""The difference of two mixed derivatives has 1.9 times the noise of one, and more of the next order."""
+
+
+def potential_drop(atoms: ase.Atoms, vectors: Array, kpoints: Sequence[int] = (1, 1, 1)) -> float:
+    """Return the largest potential drop of any field over the system, to be compared with the gap [eV].
+
+    Over N_k cells along each periodic direction, |E.a_i| N_i; over the atoms of a cluster, max(E.r) - min(E.r).
+
+    Args:
+        atoms: the snapshot.
+        vectors: (n_fields, 3) [E_h/(e a0)].
+        kpoints: N_k along each cell vector.
+    """
+    vectors = np.asarray(vectors, dtype=float).reshape(-1, 3)
+    along = np.abs(vectors @ np.asarray(atoms.cell).T)[:, atoms.pbc] * np.array(kpoints)[atoms.pbc]
+    across = np.ptp(vectors @ atoms.positions.T, axis=1) if len(atoms) and not all(atoms.pbc) else np.zeros(1)
+    return max(float(along.max(initial=0.0)), float(across.max(initial=0.0))) / BOHR * HARTREE
+
+
+def assess(
+    settings: QualificationSettings,
+    snapshots: Sequence[ase.Atoms],
+    results: Mapping[str, TaskResult],
+    engine: Mapping[str, Any] | None = None,
+) -> Qualification:
+    """Return the verdict on a level of theory.
+
+    The reference of each tensor is its limit for vanishing fields at the tightest threshold
+    (:func:`mimyria_wf.qualification_fit.fit_plateau`); of two steps alone, their difference is the error of either.
+    Of all steps and thresholds against which nothing speaks, the loosest threshold is recommended, and for it the step
+    with the least error in units of its tolerance.
+
+    Args:
+        settings: as given to :func:`plan`.
+        snapshots: as given to :func:`plan`.
+        results: by name of the task. Missing ones and points that failed cost only the steps that they belong to.
+        engine: name, version and level_of_theory, for the record.
+    """
+    tasks = plan(snapshots, settings)
+    sets = _field_sets(settings, snapshots, tasks, results)
+    numbers = np.concatenate([atoms.numbers for atoms in snapshots])
+    references = {target: _reference(target, settings, sets, numbers) for target in settings.targets}
+    spatial = _spatial(settings, snapshots, tasks, results)
+    screened = tuple(_screened(one, settings, snapshots, sets, references, spatial, numbers) for one in sets)
+    best = min(screened, key=lambda one: _rank(one, settings))
+    accepted = not best.objections
+    chosen = next(s for s in sets if s.step == best.step and same_threshold(s.threshold, best.threshold))
+    gaps = [_gap(results.get(task.name), slice(0, 1)) for task in tasks if task.kind == "forces"]
+    known_gaps = [gap for gap in gaps if gap is not None]
+    seconds = [result.seconds for result in results.values()]
+    trends = {
+        target: _trend(target, reference, screened, numbers, settings)
+        for target, reference in references.items()
+        if reference is not None and reference.plateau is not None
+    }
+    return Qualification(
+        accepted=accepted,
+        step=best.step if accepted else None,
+        eps_scf=best.threshold if accepted else None,
+        apt_error=None if best.apt is None else _absolute(best.apt),
+        pgt_error=None if best.pgt is None else _absolute(best.pgt),
+        reasons=_reasons(best, screened, trends, settings),
+        checks=best.checks,
+        screened=screened,
+        trends=trends,
+        spatial=_comparison(settings, snapshots, chosen, references, spatial),
+        gap=min(known_gaps, default=None),
+        zero_field_force=max((s.zero_field_force for s in sets if np.isfinite(s.zero_field_force)), default=None),
+        settings=settings.to_dict(),
+        engine=dict(engine or {}),
+        snapshots=tuple(str(a.info.get("snapshot", a.get_chemical_formula())) for a in snapshots),
+        n_points=sum(len(task.vectors) for task in tasks if task.name in results),
+        seconds=float(sum(s for s in seconds if s is not None)) if any(s is not None for s in seconds) else None,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _FieldSet:
+    """One step at one threshold, all snapshots: what came out, before it is judged.
+
+    Attributes:
+        threshold, step: which.
+        tensors: by target, atoms of all snapshots in a row; None where points are missing.
+        problems: why.
+        net_force: largest [e].
+        apt_noise: rms over snapshots [e].
+        field_scale: farthest from 1.
+        mixed: squared differences of the two mixed derivatives, (n_atoms, 3, 3, 3) with zeros elsewhere, or None.
+        gap: smallest in these fields [eV].
+        drop: largest [eV].
+        sums: by target, largest component of the sum-rule residual and squared change by the projection.
+        zero_field_force: largest component of sum_i F_i(0) [E_h/a0].
+    """
+
+    threshold: float | None
+    step: float
+    tensors: Mapping[str, Array] | None
+    problems: tuple[str, ...]
+    net_force: float | None
+    apt_noise: float | None
+    field_scale: float | None
+    mixed: Array | None
+    gap: float | None
+    drop: float
+    sums: Mapping[str, tuple[float, Array]]
+    zero_field_force: float
+
+
+def _gap(result: TaskResult | None, rows: Any) -> float | None:
+    if result is None or result.gaps is None:
+        return None
+    gaps = np.atleast_1d(np.asarray(result.gaps, dtype=float))
+    gaps = gaps[rows] if len(gaps) > 1 else gaps
+    return float(gaps[np.isfinite(gaps)].min()) if np.isfinite(gaps).any() else None
+
+
+def _field_sets(
+    settings: QualificationSettings,
+    snapshots: Sequence[ase.Atoms],
+    tasks: Sequence[Task],
+    results: Mapping[str, TaskResult],
+) -> list[_FieldSet]:
+    found = []
+    for threshold in settings.thresholds or (None,):
+        variation = {} if threshold is None else {"eps_scf": threshold}
+        own = [task for task in tasks if task.kind == "forces" and task.variation == variation]
+        for step in settings.steps:
+            wanted = [np.zeros(3), *(v for v in field_vectors(step, settings.targets).values() if v.any())]
+            if matching_rows(own[0].vectors, np.array(wanted), step).count(None):
+                continue  # not in the plan
+            found.append(_field_set(settings, snapshots, own, results, threshold, step, np.array(wanted)))
+    return found
+
+
+def _field_set(
+    settings: QualificationSettings,
+    snapshots: Sequence[ase.Atoms],
+    tasks: Sequence[Task],
+    results: Mapping[str, TaskResult],
+    threshold: float | None,
+    step: float,
+    wanted: Array,
+) -> _FieldSet:
+    tensors: dict[str, list[Array]] = {target: [] for target in settings.targets}
+    squares: dict[str, list[Array]] = {target: [] for target in settings.targets}
+    residuals = dict.fromkeys(settings.targets, 0.0)
+    mixed, problems, net, noise, scales, gaps, at_zero = [], [], [], [], [], [], []
+    for task, atoms in zip(tasks, snapshots):
+        result = results.get(task.name)
+        if result is None or result.forces is None:
+            told = "" if result is None or not result.problems else f": {result.problems[0]}"
+            problems.append(f"no forces of {task.name}{told}")
+            continue
+        rows = [row for row in matching_rows(task.vectors, wanted, step) if row is not None]
+        forces = np.asarray(result.forces, dtype=float)
+        points = forces[rows]
+        failed = [point_name(wanted[k]) for k in range(len(wanted)) if not np.isfinite(points[k]).all()]
+        gaps.append(_gap(result, rows))
+        if failed:
+            told = f" ({result.problems[0]})" if result.problems else ""
+            problems.append(f"{task.name}: field points {', '.join(failed)} of h = {step:g} failed{told}")
+            continue
+        charge = total_charge(atoms)
+        made = response_tensors(wanted, points, settings.targets, check=False)
+        projected = made.projected(atoms.get_masses(), charge)
+        left = made.sum_rule_residual(charge).largest()
+        for target in settings.targets:
+            tensor, other = made.tensors()[target], projected.tensors()[target]
+            tensors[target].append(tensor)
+            squares[target].append((tensor - other) ** 2)
+            residuals[target] = max(residuals[target], left[target])
+        free = diagnostics(wanted, points, charge)
+        if free.apt_noise is not None:
+            noise.append(free.apt_noise)
+        scales += list(free.field_scale.values())
+        lengths = np.linalg.norm(wanted[1:], axis=1)
+        change = (points[1:] - points[0]).sum(axis=1) - charge * wanted[1:]
+        net.append(float(np.max(np.abs(change) / lengths[:, None])))
+        at_zero.append(float(np.abs(points[0].sum(axis=0)).max()))
+        crossed = step * np.array(list(CROSS_POINTS.values()), dtype=float)
+        places = matching_rows(task.vectors, crossed, step)
+        if "pgt" in settings.targets and None not in places:
+            other_points = forces[[row for row in places if row is not None]]
+            if np.isfinite(other_points).all():
+                mixed.append(_mixed_squares(wanted, points, crossed, other_points))
+    complete = not problems
+    known = [gap for gap in gaps if gap is not None]
+    return _FieldSet(
+        threshold=threshold,
+        step=step,
+        tensors={target: np.concatenate(parts) for target, parts in tensors.items()} if complete else None,
+        problems=tuple(problems),
+        net_force=max(net, default=None),
+        apt_noise=float(np.sqrt(np.mean(np.square(noise)))) if noise else None,
+        field_scale=max(scales, key=lambda scale: abs(scale - 1), default=None),
+        mixed=np.concatenate(mixed) if complete and len(mixed) == len(snapshots) else None,
+        gap=min(known, default=None),
+        drop=max(potential_drop(atoms, wanted, settings.kpoints) for atoms in snapshots),
+        sums={t: (residuals[t], np.concatenate(squares[t])) for t in settings.targets} if complete else {},
+        zero_field_force=max(at_zero, default=float("nan")),
+    )
+
+
+def _mixed_squares(vectors: Array, forces: Array, crossed: Array, others: Array) -> Array:
+    """Return squared differences of Q_ab from (h, h, 0) and from (h, -h, 0), zero for a = b: (n_atoms, 3, 3, 3)."""
+    usual = response_tensors(vectors, forces, ["pgt"], check=False).pgt
+    is_mixed = np.sum(np.abs(vectors) > 0, axis=1) == 2
+    instead = response_tensors(
+        np.concatenate([vectors[~is_mixed], crossed]), np.concatenate([forces[~is_mixed], others]), ["pgt"], check=False
+    ).pgt
+    assert usual is not None
+    assert instead is not None
+    return np.asarray((usual - instead) ** 2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    """What tensors are held against.
+
+    Attributes:
+        limit: (n_atoms, ...) of all snapshots.
+        variance: (n_atoms, ...) squared error of the limit.
+        spread: of the limit.
+        plateau: the fit; None where there are only two steps or one.
+        difference: squared difference of two steps, None where there are not two.
+        tight: tensors at the tightest threshold by step.
+    """
+
+    limit: Array
+    variance: Array
+    spread: Spread
+    plateau: Plateau | None
+    difference: Array | None
+    tight: Mapping[float, Array]
+
+
+def _reference(
+    target: str, settings: QualificationSettings, sets: Sequence[_FieldSet], numbers: Array
+) -> _Reference | None:
+    tight = {
+        one.step: one.tensors[target]
+        for one in sets
+        if one.tensors is not None and same_threshold(one.threshold, settings.tightest)
+    }
+    steps = sorted(tight)
+    if not steps:
+        return None
+    plateau, difference = None, None
+    if len(steps) > 2:
+        plateau = fit_plateau(target, steps, np.array([tight[step] for step in steps]))
+        limit, variance = plateau.limit, np.broadcast_to(plateau.limit_variance, plateau.limit.shape)
+    else:
+        limit, variance = tight[steps[0]], np.zeros_like(tight[steps[0]])
+        if len(steps) == 2:
+            near, far = (tight[step] for step in steps)
+            difference = (near - far) ** 2
+            limit = near - (far - near) / ((steps[1] / steps[0]) ** 2 - 1)
+    return _Reference(limit, variance, Spread.of(limit, numbers), plateau, difference, tight)
+
+
+def _quality(
+    target: str,
+    one: _FieldSet,
+    settings: QualificationSettings,
+    sets: Sequence[_FieldSet],
+    reference: _Reference,
+    spatial: _SpatialTensors | None,
+    numbers: Array,
+) -> TensorQuality:
+    assert one.tensors is not None
+    tensor = one.tensors[target]
+    is_tight = same_threshold(one.threshold, settings.tightest)
+    squares = (tensor - reference.limit) ** 2
+    expected = next_order = None
+    if reference.plateau is not None:
+        next_order = reference.plateau.expected_squares(one.step, 0.0)
+        if is_tight:
+            expected = reference.plateau.expected_squares(one.step)
+        judged = [squares + (0.0 if is_tight else reference.variance), *([] if expected is None else [expected])]
+    elif reference.difference is not None:
+        # of two steps neither is known to be the better one
+        shift = 0.0 if is_tight or one.step not in reference.tight else (tensor - reference.tight[one.step]) ** 2
+        judged = [reference.difference + shift]
+        squares = reference.difference + shift
+    else:
+        judged = [np.full_like(tensor, np.inf)]
+    measured = reference.spread.relative(squares, numbers)
+    error = max(reference.spread.relative(values, numbers)["mean"] for values in judged)
+    systematic = 0.0 if next_order is None else reference.spread.relative(next_order, numbers)["mean"]
+    others = [s for s in sets if s is not one and s.tensors is not None and same_threshold(s.threshold, one.threshold)]
+    nearest = min(others, key=lambda s: abs(np.log(s.step / one.step)), default=None)
+    to_next = None
+    if nearest is not None and nearest.tensors is not None:
+        to_next = reference.spread.relative((tensor - nearest.tensors[target]) ** 2, numbers)["mean"]
+    residual, change = one.sums[target]
+    against_space = None
+    if spatial is not None and (other := spatial.tensor(target)) is not None:
+        chosen = list(spatial.atoms)
+        against_space = reference.spread.relative((tensor[chosen] - other) ** 2, numbers[chosen])["mean"]
+    return TensorQuality(
+        rmse=float(np.sqrt(np.mean(squares))),
+        measured=measured.pop("mean"),
+        expected=None if expected is None else reference.spread.relative(expected, numbers)["mean"],
+        error=error,
+        noise=float(np.sqrt(max(error**2 - systematic**2, 0.0))) if np.isfinite(error) else float("nan"),
+        by_species=measured,
+        to_next=to_next,
+        sum_rule=residual,
+        projection=reference.spread.relative(change, numbers)["mean"],
+        spatial=against_space,
+    )
+
+
+def _screened(
+    one: _FieldSet,
+    settings: QualificationSettings,
+    snapshots: Sequence[ase.Atoms],
+    sets: Sequence[_FieldSet],
+    references: Mapping[str, _Reference | None],
+    spatial: _SpatialTensors | None,
+    numbers: Array,
+) -> Screened:
+    problems = list(one.problems)
+    qualities: dict[str, TensorQuality | None] = {"apt": None, "pgt": None}
+    for target, reference in references.items():
+        if one.tensors is not None and reference is not None:
+            qualities[target] = _quality(target, one, settings, sets, reference, spatial, numbers)
+    if one.tensors is not None and None in references.values():
+        problems.append(
+            f"no step is complete at {at_threshold(settings.tightest)}, the tightest: nothing to compare with"
+        )
+    mixed = None
+    if one.mixed is not None and (pgt := references.get("pgt")) is not None:
+        mixed = pgt.spread.relative(one.mixed, numbers)["mean"]
+    found = Screened(
+        threshold=one.threshold,
+        step=one.step,
+        apt=qualities["apt"],
+        pgt=qualities["pgt"],
+        net_force=one.net_force,
+        apt_noise=one.apt_noise,
+        field_scale=one.field_scale,
+        mixed=mixed,
+        gap=one.gap,
+        drop=one.drop,
+        problems=tuple(problems),
+    )
+    return replace(found, checks=tuple(_checks(found, settings, snapshots, spatial)))
+
+
+def _checks(
+    one: Screened, settings: QualificationSettings, snapshots: Sequence[ase.Atoms], spatial: _SpatialTensors | None
+) -> list[Check]:
+    limits = settings.tolerances
+    checks = []
+
+    def judge(name: str, value: float | None, limit: float, says: str, remedy: str, *, above: bool = False) -> None:
+        passed = None
+        if value is not None:
+            passed = bool(value > limit if above else value <= limit)
+        checks.append(Check(name, passed, value, limit, says if passed is not False else f"{says}: {remedy}"))
+
+    if one.gap is None:
+        judge("gap", None, limits.gap, "gap unknown: make sure that the system is an insulator", "")
+    else:
+        says = f"gap {one.gap:.2f} eV in the field, more than {limits.gap:g} eV is an insulator"
+        judge("gap", one.gap, limits.gap, says, "the polarization of a metal is not defined", above=True)
+        share = one.drop / max(one.gap, 1e-9)
+        where = "cell" if snapshots[0].pbc.any() else "cluster"
+        says = (
+            f"the field drops by {one.drop:.3g} eV over the {where}, {_percent(share)} of the gap "
+            f"({_percent(limits.drop)} accepted)"
+        )
+        judge("field strength", share, limits.drop, says, "the ground state is not stable, use a smaller step")
+    for target, quality in one.tensors.items():
+        name = target.upper()
+        limit = getattr(limits, target)
+        if not np.isfinite(quality.error):
+            checks.append(Check(f"{target} error", False, None, limit, f"{name}: one step alone has no known error"))
+            continue
+        says = f"{name}: error {_percent(quality.error)} of its spread ({_percent(limit)} accepted)"
+        from_noise = quality.noise >= quality.error / np.sqrt(2)
+        remedy = (
+            f"noise of the forces, {_percent(quality.noise)}; a tighter threshold or a larger step"
+            if from_noise
+            else "the next order in the field; a smaller step"
+        )
+        judge(f"{target} error", quality.error, limit, says, remedy)
+    for target, quality in one.tensors.items():
+        name = target.upper()
+        unit = "e" if target == "apt" else "e^2 a0/E_h"
+        says = (
+            f"{name}: sum rule left open by {quality.sum_rule:.2g} {unit}, projecting on it changes tensors by "
+            f"{_percent(quality.projection)} ({_percent(limits.sum_rule)} accepted)"
+        )
+        remedy = "a field pushes the whole system: finer grid, tighter EPS_DEFAULT, or a newer version of the program"
+        judge(f"{target} sum rule", quality.projection, limits.sum_rule, says, remedy)
+    if one.field_scale is not None:
+        says = f"mixed points felt {one.field_scale:.4f} times the field given"
+        remedy = "(h, h, 0) and total length h are mixed up, or the field is not the one asked for"
+        judge("field scale", abs(one.field_scale - 1), limits.field_scale, says, remedy)
+    if one.mixed is not None:
+        limit = _MIXED * limits.pgt
+        says = f"PGT: (h, h, 0) and (h, -h, 0) differ by {_percent(one.mixed)} ({_percent(limit)} accepted)"
+        judge("mixed derivatives", one.mixed, limit, says, "noise, or fields that are not those asked for")
+    if settings.atoms:
+        for target, quality in one.tensors.items():
+            if target == "pgt" and settings.polarizability == "none":
+                continue
+            limit = getattr(limits, f"spatial_{target}")
+            if quality.spatial is None:
+                why = "not computed" if spatial is None or not spatial.problem else spatial.problem
+                judge(f"spatial {target}", None, limit, f"{target.upper()} against spatial derivatives: {why}", "")
+                continue
+            says = (
+                f"{target.upper()}: field and spatial derivatives differ by {_percent(quality.spatial)} "
+                f"({_percent(limit)} accepted)"
+            )
+            remedy = "one of them is wrong: field or its convention, branch of the dipole, thresholds, displacement"
+            judge(f"spatial {target}", quality.spatial, limit, says, remedy)
+    return checks
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2g} %"
+
+
+def _rank(one: Screened, settings: QualificationSettings) -> tuple[Any, ...]:
+    """Order: nothing speaks against it, loosest threshold, least error in units of its tolerance."""
+    worst = max((q.error / getattr(settings.tolerances, t) for t, q in one.tensors.items()), default=np.inf)
+    complete = len(one.tensors) == len(settings.targets)
+    if one.objections or not complete:
+        return (1, 0.0, worst if complete else np.inf, one.step)
+    return (0, -(one.threshold or 0.0), worst, one.step)
+
+
+def _absolute(quality: TensorQuality) -> float | None:
+    """Return the error judged in the tensor's unit."""
+    if not np.isfinite(quality.error) or quality.measured <= 0:
+        return None
+    return quality.rmse * quality.error / quality.measured
+
+
+def _reasons(
+    best: Screened, screened: Sequence[Screened], trends: Mapping[str, Trend], settings: QualificationSettings
+) -> tuple[str, ...]:
+    if best.objections:
+        where = f"h = {best.step:g} at {at_threshold(best.threshold)}"
+        first, *others = best.objections
+        n_all = len(screened)
+        return (f"none of {n_all} pairs of step and threshold is fit; the best, {where}: {first}", *others)
+    reasons = []
+    same = [one for one in screened if same_threshold(one.threshold, best.threshold)]
+    fit = [one.step for one in same if not one.objections]
+    reasons.append(
+        f"at {at_threshold(best.threshold)} steps from {min(fit):g} to {max(fit):g} are fit, "
+        f"{best.step:g} has the least error"
+        if len(fit) > 1
+        else f"at {at_threshold(best.threshold)} only h = {best.step:g} is fit"
+    )
+    looser = [
+        one for one in screened if best.threshold is not None and one.threshold and one.threshold > best.threshold
+    ]
+    if looser:
+        nearest = min(looser, key=lambda one: (one.threshold or 0.0, abs(np.log(one.step / best.step))))
+        reasons.append(
+            f"{at_threshold(nearest.threshold)} is too loose at h = {nearest.step:g}: {nearest.objections[0]}"
+        )
+    if same_threshold(best.threshold, settings.tightest):
+        reasons.append("no tighter threshold was run: its error is judged from the plateau alone")
+    for target, trend in trends.items():
+        power = 1 if target == "apt" else 2
+        noise = trend.noise.get(_key(best.threshold))
+        if noise and trend.next_order > 0:
+            optimum = (power * noise**2 / (2 * trend.next_order**2)) ** (1 / (4 + 2 * power))
+            reasons.append(f"{target.upper()}: the two arms of the U cross near h = {optimum:.1g}")
+    return tuple(reasons)
+
+
+def _key(threshold: float | None) -> str:
+    return "own" if threshold is None else f"{threshold:g}"
+
+
+def _trend(
+    target: str,
+    reference: _Reference,
+    screened: Sequence[Screened],
+    numbers: Array,
+    settings: QualificationSettings,
+) -> Trend:
+    plateau = reference.plateau
+    assert plateau is not None
+    power = 1 if target == "apt" else 2
+    own, shared = noise_of_tensor(target)
+    unit = np.broadcast_to(own + shared, plateau.limit.shape)
+    one_force = reference.spread.relative(unit, numbers)["mean"]  # relative error for sigma = 1 and h = 1
+    noise = {}
+    for one in screened:
+        quality = one.tensors.get(target)
+        if quality is not None and one.step == settings.step and np.isfinite(quality.noise):
+            noise[_key(one.threshold)] = quality.noise * one.step**power
+    noise[_key(settings.tightest)] = plateau.noise * one_force
+    return Trend(
+        next_order=reference.spread.relative(plateau.slope**2, numbers)["mean"],
+        noise=noise,
+        force_noise={name: value / one_force for name, value in noise.items()},
+        n_steps=plateau.n_used,
+        reference_error=reference.spread.relative(reference.variance, numbers)["mean"],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _SpatialTensors:
+    """Tensors from displacements, by size, or why there are none."""
+
+    by_size: Mapping[float, SpatialTensors]
+    size: float
+    atoms: tuple[int, ...]
+    problem: str = ""
+
+    def tensor(self, target: str) -> Array | None:
+        found = self.by_size.get(self.size)
+        return None if found is None else getattr(found, target)
+
+
+def _spatial(
+    settings: QualificationSettings,
+    snapshots: Sequence[ase.Atoms],
+    tasks: Sequence[Task],
+    results: Mapping[str, TaskResult],
+) -> _SpatialTensors | None:
+    if not settings.atoms:
+        return None
+    responses, quanta = [], None
+    problem = ""
+    for task in tasks:
+        if task.displacement is None:
+            continue
+        result = results.get(task.name)
+        if result is None or result.dipoles is None or not np.isfinite(result.dipoles[0]).all():
+            told = "" if result is None or not result.problems else f": {result.problems[0]}"
+            return _SpatialTensors({}, settings.displacement, settings.atoms, f"no dipole of {task.name}{told}")
+        quanta = result.dipole_quanta
+        polarizability = result.polarizability
+        if task.kind == "dipoles" and len(task.vectors) > 1:
+            try:
+                polarizability = polarizability_of_dipoles(task.vectors, result.dipoles, quanta)
+            except LabelError as error:
+                problem = f"{task.name}: {error}"
+        elif task.kind == "polarizability" and polarizability is None:
+            problem = f"{task.name}: " + (result.problems[0] if result.problems else "no polarizability")
+        responses.append(DisplacedResponse(task.displacement, np.asarray(result.dipoles[0]), polarizability))
+    try:
+        by_size = spatial_tensors(responses, quanta)
+    except LabelError as error:
+        return _SpatialTensors({}, settings.displacement, settings.atoms, str(error))
+    order = by_size[settings.displacement].atoms
+    return _SpatialTensors(by_size, settings.displacement, order, problem)
+
+
+def _comparison(
+    settings: QualificationSettings,
+    snapshots: Sequence[ase.Atoms],
+    chosen: _FieldSet,
+    references: Mapping[str, _Reference | None],
+    spatial: _SpatialTensors | None,
+) -> Spatial | None:
+    if spatial is None or not spatial.by_size or chosen.tensors is None:
+        return None
+    numbers = snapshots[0].numbers[list(spatial.atoms)]
+    parities: dict[str, Parity | None] = {"apt": None, "pgt": None}
+    for target, reference in references.items():
+        other = spatial.tensor(target)
+        if other is None or reference is None:
+            continue
+        mine = chosen.tensors[target][list(spatial.atoms)]
+        squares = (mine - other) ** 2
+        by_species = reference.spread.relative(squares, numbers)
+        at_other = {}
+        first = list(spatial.by_size[spatial.size].atoms).index(settings.atoms[0])
+        for size, tensors in spatial.by_size.items():
+            value = getattr(tensors, target)
+            if size != spatial.size and value is not None:
+                change = (value - other[[first]]) ** 2
+                at_other[f"{size:g}"] = reference.spread.relative(change, numbers[[first]])["mean"]
+        parities[target] = Parity(
+            field=mine.tolist(),
+            spatial=other.tolist(),
+            rmse=float(np.sqrt(np.mean(squares))),
+            largest=float(np.sqrt(squares.max())),
+            relative=by_species.pop("mean"),
+            r2=reference.spread.r2(squares, numbers),
+            by_species=by_species,
+            other_displacements=at_other,
+        )
+    return Spatial(
+        atoms=spatial.atoms,
+        symbols=tuple(snapshots[0].symbols[k] for k in spatial.atoms),
+        displacement=spatial.size,
+        apt=parities["apt"],
+        pgt=parities["pgt"],
+        asymmetry=spatial.by_size[spatial.size].asymmetry,
+    )
