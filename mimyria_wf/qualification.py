@@ -1,274 +1,265 @@
 """Is a level of theory fit for labels: field step and SCF threshold, judged before a campaign spends anything.
 
 :func:`plan` says which runs are needed, anybody runs them (:func:`run_locally`, or AiiDA), :func:`assess` judges them.
-The judgement knows no true tensors. The reference is what the tensors tend to for vanishing fields at the tightest
-threshold, and, where atoms are displaced, derivatives in space, which share no step with those in the field.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
 
-from mimyria_wf.errors import FieldSetError, LabelError
-from mimyria_wf.finite_field import check_step, check_targets, field_vectors, point_name
+from mimyria_wf.errors import EngineError, LabelError
+from mimyria_wf.field_engine import FieldEngine, FieldResults
+from mimyria_wf.labels import configuration_key, level_of_theory_key, matching_rows
+from mimyria_wf.qualification_judgement import assess, potential_drop
+from mimyria_wf.qualification_plan import (
+    CROSS_POINTS,
+    THRESHOLDS,
+    QualificationSettings,
+    Task,
+    TaskResult,
+    Tolerances,
+    plan,
+)
+from mimyria_wf.qualification_verdict import (
+    Check,
+    Parity,
+    Qualification,
+    Screened,
+    Spatial,
+    TensorQuality,
+    Trend,
+)
 from mimyria_wf.response import Array
-from mimyria_wf.spatial_derivatives import DISPLACEMENT, Displacement, check_displacement, displaced, displacements
 
-TaskKind = Literal["forces", "dipoles", "polarizability"]
-TensorName = Literal["apt", "pgt"]
+__all__ = [
+    "CROSS_POINTS",
+    "THRESHOLDS",
+    "Check",
+    "Parity",
+    "Qualification",
+    "QualificationSettings",
+    "Screened",
+    "Spatial",
+    "Task",
+    "TaskResult",
+    "TensorQuality",
+    "Tolerances",
+    "Trend",
+    "assess",
+    "plan",
+    "potential_drop",
+    "qualify",
+    "run_locally",
+    "task_result",
+]
 
-THRESHOLDS: dict[str, tuple[float, ...]] = {
-    "cp2k": (1e-6, 1e-7, 1e-8, 1e-9),
-    "vasp": (1e-5, 1e-6, 1e-7, 1e-8),
-    "tblite": (2e-5, 2e-6, 2e-7, 2e-8),
-}
-"""SCF thresholds worth screening by engine, loosest first, in the program's own unit."""
+Progress = Callable[[int, int, str], None]
 
-CROSS_POINTS: dict[str, tuple[int, int, int]] = {
-    "+x-y": (1, -1, 0),
-    "-x+y": (-1, 1, 0),
-    "+x-z": (1, 0, -1),
-    "-x+z": (-1, 0, 1),
-    "+y-z": (0, 1, -1),
-    "-y+z": (0, -1, 1),
-}
-"""Six points beyond the thirteen: with them every mixed derivative is there twice."""
-
-
-@dataclass(frozen=True)
-class Tolerances:
-    """What is still accepted; errors are shares of the tensors' own spread, as Eq. 14 of Schienbein (2026) has them.
-
-    Attributes:
-        apt, pgt: error of a label. The paper's field and spatial PGTs agree to 1 %; a network that reaches R^2 = 99 %
-            has an error of 10 %, to which 1 % adds nothing.
-        spatial_apt, spatial_pgt: relative RMSE of field against spatial derivatives; the paper has 3.7 % and 1.0 %.
-        sum_rule: what projecting tensors on the sum rules may change.
-        field_scale: field felt at mixed points over the field given, distance from 1; a normalised direction has 0.29.
-        gap: smallest gap [eV] of what counts as an insulator.
-        drop: e|E.a_i| over the gap, above which the field is too strong.
-    """
-
-    apt: float = 0.01
-    pgt: float = 0.01
-    spatial_apt: float = 0.04
-    spatial_pgt: float = 0.02
-    sum_rule: float = 0.05
-    field_scale: float = 0.02
-    gap: float = 0.2
-    drop: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Check that all are positive."""
-        wrong = {name: value for name, value in vars(self).items() if not value > 0}
-        if wrong:
-            raise LabelError(f"tolerances of a qualification must be positive, got {wrong}")
+VERDICT = "qualification.json"
+_TOGETHER = 26  # points that are computed before they are written down; a program may repeat the zero field for each
 
 
-@dataclass(frozen=True)
-class QualificationSettings:
-    """What a qualification screens.
+def task_result(found: FieldResults, polarizability: Array | None = None) -> TaskResult:
+    """Return what an engine found as the result of a task."""
+    gaps = getattr(found, "gaps", None)
+    if gaps is None and found.gap is not None:
+        is_zero = ~np.any(found.field_vectors, axis=1)
+        gaps = np.where(is_zero, found.gap, np.nan)
+    return TaskResult(
+        forces=found.forces,
+        dipoles=found.dipoles,
+        dipole_quanta=found.dipole_quanta,
+        polarizability=polarizability,
+        gaps=gaps,
+        problems=tuple(problem for problem in found.problems if problem),
+        seconds=found.seconds,
+    )
 
-    Attributes:
-        steps: field steps h [E_h/(e a0)], two or more.
-        step: the one used while another thing is screened; None: 5e-4 or the nearest of `steps`.
-        thresholds: EPS_SCF (or what the program calls it) to screen; empty: the engine's own, which leaves the step
-            as the only thing that is screened.
-        grid: "cross": all steps at the tightest threshold, all thresholds at `step`. "full": every pair.
-        targets: "apt", "pgt" or both. A PGT set holds an APT set.
-        cross_points: add the six points (h, -h, 0), ... at `step` and the tightest threshold.
-        atoms: whose tensors are computed from displacements, too; indices into the first snapshot; empty: no spatial
-            route.
-        displacement: of those atoms [A].
-        screened_displacements: other ones, for the first of those atoms alone [A].
-        polarizability: of displaced atoms: "fields" (differences of dipoles in +-`dipole_step`), "dfpt", or "none"
-            (no spatial PGT).
-        dipole_step: field step of those dipoles [E_h/(e a0)]; None: `step`.
-        kpoints: N_k along each cell vector; the field is felt over N_k cells.
-        tolerances: what is accepted.
-    """
 
-    steps: tuple[float, ...] = (2.5e-4, 5e-4, 1e-3, 2e-3)
-    step: float | None = None
-    thresholds: tuple[float, ...] = ()
-    grid: Literal["cross", "full"] = "cross"
-    targets: tuple[str, ...] = ("apt", "pgt")
-    cross_points: bool = True
-    atoms: tuple[int, ...] = ()
-    displacement: float = DISPLACEMENT
-    screened_displacements: tuple[float, ...] = ()
-    polarizability: Literal["fields", "dfpt", "none"] = "fields"
-    dipole_step: float | None = None
-    kpoints: tuple[int, int, int] = (1, 1, 1)
-    tolerances: Tolerances = field(default_factory=Tolerances)
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """Field points of one configuration at one level of theory, and the file that they are in."""
 
-    def __post_init__(self) -> None:
-        """Bring everything into one form, and check it."""
-        for name in ("steps", "thresholds", "targets", "atoms", "screened_displacements", "kpoints"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if isinstance(self.tolerances, Mapping):
-            object.__setattr__(self, "tolerances", Tolerances(**self.tolerances))
-        object.__setattr__(self, "targets", check_targets(self.targets))
-        steps = tuple(sorted({check_step(step) for step in self.steps}))
-        if len(steps) < 2:
-            raise FieldSetError(f"a qualification needs two field steps or more, got {list(self.steps)}: add 2e-3")
-        object.__setattr__(self, "steps", steps)
-        step = min(steps, key=lambda h: abs(np.log(h / 5e-4))) if self.step is None else check_step(self.step)
-        if step not in steps:
-            raise FieldSetError(f"step {step:g} must be one of the steps that are screened, {list(steps)}")
-        object.__setattr__(self, "step", step)
-        object.__setattr__(self, "dipole_step", step if self.dipole_step is None else check_step(self.dipole_step))
-        if not all(0 < threshold < 1e-2 for threshold in self.thresholds):
-            raise LabelError(f"SCF thresholds are small positive numbers such as 1e-8, got {list(self.thresholds)}")
-        object.__setattr__(self, "thresholds", tuple(sorted(set(self.thresholds), reverse=True)))
-        for one in (self.displacement, *self.screened_displacements):
-            check_displacement(one)
-        for name, known in (("grid", ("cross", "full")), ("polarizability", ("fields", "dfpt", "none"))):
-            if getattr(self, name) not in known:
-                raise LabelError(f"{name} of a qualification is one of {', '.join(known)}, got {getattr(self, name)!r}")
+    vectors: Array
+    forces: Array
+    dipoles: Array
+    gaps: Array
+    seconds: Array
+    quanta: Array | None = None
+    polarizability: Array | None = None
+    polarizability_seconds: float = 0.0
 
     @classmethod
-    def short(cls, step: float = 5e-4, eps_scf: float | None = None, **others: Any) -> QualificationSettings:
-        """Return what a campaign runs unless told otherwise: two steps, this threshold and a tenth of it.
+    def none(cls, n_atoms: int) -> _Known:
+        return cls(np.empty((0, 3)), np.empty((0, n_atoms, 3)), np.empty((0, 3)), np.empty(0), np.empty(0))
 
-        Without `eps_scf` the engine's own threshold is the only one.
-        """
-        thresholds = () if eps_scf is None else (eps_scf, eps_scf / 10)
-        return cls(
-            **{"steps": (step, 2 * step), "step": step, "thresholds": thresholds, "cross_points": False, **others}
+    @classmethod
+    def read(cls, path: Path | None, n_atoms: int) -> _Known:
+        if path is None or not path.is_file():
+            return cls.none(n_atoms)
+        try:
+            with np.load(path) as file:
+                values = {name: file[name] for name in file.files}
+            return cls(**{**values, "polarizability_seconds": float(values["polarizability_seconds"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise LabelError(f"{path} is no record of field points ({reason}): remove it") from None
+
+    def write(self, path: Path | None) -> None:
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".part")
+        with open(partial, "wb") as file:
+            np.savez_compressed(file, **{name: value for name, value in vars(self).items() if value is not None})
+        os.replace(partial, path)
+
+    def plus(self, found: FieldResults, wanted: Array) -> _Known:
+        sound = [k for k in range(len(wanted)) if np.isfinite(found.forces[k]).all()]
+        new = task_result(found)
+        n = len(wanted)
+        dipoles = np.full((n, 3), np.nan) if new.dipoles is None else np.asarray(new.dipoles, dtype=float)
+        gaps = np.full(n, np.nan) if new.gaps is None else np.asarray(new.gaps, dtype=float)
+        return replace(
+            self,
+            vectors=np.concatenate([self.vectors, wanted[sound]]),
+            forces=np.concatenate([self.forces, found.forces[sound]]),
+            dipoles=np.concatenate([self.dipoles, dipoles[sound]]),
+            gaps=np.concatenate([self.gaps, gaps[sound]]),
+            seconds=np.concatenate([self.seconds, np.full(len(sound), found.seconds / n)]),
+            quanta=self.quanta if new.dipole_quanta is None else np.asarray(new.dipole_quanta, dtype=float),
         )
 
-    @property
-    def tightest(self) -> float | None:
-        """The tightest threshold, None where the engine's own is the only one."""
-        return min(self.thresholds, default=None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values that make the same settings again, ``QualificationSettings(**values)``."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+    def rows(self, vectors: Array) -> list[int | None]:
+        lengths = np.abs(vectors).max(axis=1)
+        return matching_rows(self.vectors, vectors, float(lengths[lengths > 0].min(initial=1.0)))
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
-    """One run that a qualification needs: one configuration in a list of fields at one threshold.
+def run_locally(
+    engine: FieldEngine,
+    tasks: Sequence[Task],
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, TaskResult]:
+    """Compute what the tasks ask for with an engine, one after another, and nothing twice.
 
-    Attributes:
-        name: unique in a plan, such as "0/forces/1e-08" and "0/displaced/3+x/0.01".
-        kind: what is needed of it. "forces": forces at every vector (dipoles and gaps are taken if offered).
-            "dipoles": dipoles at every vector. "polarizability": DFPT polarizability and the dipole without field.
-        snapshot: index of the snapshot that it belongs to.
-        atoms: the configuration, displaced or not.
-        vectors: (n_fields, 3) Cartesian field vectors, the zero field first [E_h/(e a0)].
-        variation: settings in which the engine differs from the one given, {"eps_scf": 1e-8} or {}.
-        displacement: which coordinate was moved, None for the snapshot itself.
+    A task that fails costs only itself: its result names the problem.
+
+    Args:
+        engine: computes; a task's variation is given to ``engine.varied``.
+        tasks: of :func:`plan`.
+        store: folder with one file for each configuration and level of theory; what it holds is not computed again,
+            what is computed is in it after each field set.
+        progress: called with (points done, all, what is going on).
+
+    Returns:
+        by name of the task.
     """
-
-    name: str
-    kind: TaskKind
-    snapshot: int
-    atoms: ase.Atoms
-    vectors: Array
-    variation: Mapping[str, Any]
-    displacement: Displacement | None = None
-
-    @property
-    def points(self) -> dict[str, Array]:
-        """Field vectors by a unique name; points of several steps carry the step, such as "0.0005:+x"."""
-        named = {}
-        for vector in self.vectors:
-            length = float(np.abs(vector).max())
-            named[f"{length:g}:{point_name(vector)}" if length else "0"] = vector
-        return named
-
-
-@dataclass(frozen=True, eq=False)
-class TaskResult:
-    """What came of a task; rows are those of ``Task.vectors``.
-
-    Attributes:
-        forces: (n_fields, n_atoms, 3) [E_h/a0], NaN where a point failed; None where not asked for.
-        dipoles: (n_fields, 3) [e a0], or None.
-        dipole_quanta: (3, 3) rows by whose multiples dipoles are undetermined [e a0], None for clusters.
-        polarizability: (3, 3) [e^2 a0^2/E_h] from DFPT, or None.
-        gaps: (n_fields,) HOMO-LUMO gap [eV], NaN where unknown, or None.
-        problems: one line for each point that failed.
-        seconds: time it took.
-    """
-
-    forces: Array | None = None
-    dipoles: Array | None = None
-    dipole_quanta: Array | None = None
-    polarizability: Array | None = None
-    gaps: Array | None = None
-    problems: tuple[str, ...] = ()
-    seconds: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values; NaN becomes None."""
-        return {
-            name: _plain(value) if isinstance(value, np.ndarray) else list(value) if name == "problems" else value
-            for name, value in vars(self).items()
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TaskResult:
-        """Return the result that :meth:`to_dict` wrote."""
-        arrays = {
-            name: None if values.get(name) is None else np.array(values[name], dtype=float)  # None becomes NaN
-            for name in ("forces", "dipoles", "dipole_quanta", "polarizability", "gaps")
-        }
-        return cls(**arrays, problems=tuple(values.get("problems", ())), seconds=values.get("seconds"))
+    n_all = sum(len(task.vectors) for task in tasks)
+    n_done = 0
+    results: dict[str, TaskResult] = {}
+    for task in tasks:
+        varied = engine.varied(**task.variation) if task.variation else engine
+        key = sha256((configuration_key(task.atoms) + level_of_theory_key(varied.level_of_theory)).encode()).hexdigest()
+        path = None if store is None else Path(store) / f"{key}.npz"
+        known = _Known.read(path, len(task.atoms))
+        problems: list[str] = []
+        missing = task.vectors[[row is None for row in known.rows(task.vectors)]]
+        for begin in range(0, len(missing), _TOGETHER):
+            wanted = missing[begin : begin + _TOGETHER]
+            try:
+                found = varied.field_results(task.atoms, wanted)
+            except EngineError as error:
+                problems.append(str(error))
+                break
+            problems += [problem for problem in found.problems if problem]
+            known = known.plus(found, wanted)
+            known.write(path)
+            if progress is not None:
+                progress(n_done + len(task.vectors) - len(missing) + begin + len(wanted), n_all, task.name)
+        if task.kind == "polarizability" and known.polarizability is None and not problems:
+            began = time.perf_counter()
+            try:
+                polarizability = varied.polarizability(task.atoms)
+            except EngineError as error:
+                polarizability = None
+                problems.append(str(error))
+            if polarizability is not None:
+                known = replace(
+                    known,
+                    polarizability=np.asarray(polarizability, dtype=float),
+                    polarizability_seconds=time.perf_counter() - began,
+                )
+                known.write(path)
+            elif not problems:
+                problems.append(f"engine {engine.name} has no polarizability of its own: use polarizability fields")
+        results[task.name] = _result(task, known, tuple(problems))
+        n_done += len(task.vectors)
+        if progress is not None:
+            progress(n_done, n_all, task.name)
+    return results
 
 
-def _plain(array: Array) -> Any:
-    return np.where(np.isfinite(array), array.astype(object), None).tolist()
+def _result(task: Task, known: _Known, problems: tuple[str, ...]) -> TaskResult:
+    n_fields = len(task.vectors)
+    forces = np.full((n_fields, len(task.atoms), 3), np.nan)
+    dipoles, gaps = np.full((n_fields, 3), np.nan), np.full(n_fields, np.nan)
+    seconds = known.polarizability_seconds if task.kind == "polarizability" else 0.0
+    for k, row in enumerate(known.rows(task.vectors)):
+        if row is not None:
+            forces[k], dipoles[k], gaps[k] = known.forces[row], known.dipoles[row], known.gaps[row]
+            seconds += float(known.seconds[row])
+    return TaskResult(
+        forces=forces,
+        dipoles=dipoles if np.isfinite(dipoles).any() else None,
+        dipole_quanta=known.quanta,
+        polarizability=known.polarizability,
+        gaps=gaps if np.isfinite(gaps).any() else None,
+        problems=problems,
+        seconds=seconds,
+    )
 
 
-def plan(snapshots: Sequence[ase.Atoms], settings: QualificationSettings) -> list[Task]:
-    """Return the runs that a qualification needs, none of them twice.
+def qualify(
+    snapshots: Sequence[ase.Atoms],
+    engine: FieldEngine,
+    settings: QualificationSettings,
+    out: str | Path,
+    progress: Progress | None = None,
+) -> Qualification:
+    """Qualify a level of theory and write the verdict and its figures into a folder.
 
-    One task holds every field of a snapshot at one threshold, so that all steps share its zero-field point; points of a
-    task may be computed in parts. The displaced configurations all belong to the first snapshot and run at the
-    tightest threshold.
+    What was computed is kept in ``out/points``: a run that was cut off goes on, and more steps, thresholds or atoms
+    cost only themselves.
 
     Args:
         snapshots: one or a few.
+        engine: computes.
         settings: what to screen.
+        out: folder for qualification.json and the figures.
+        progress: called with (points done, all, what is going on).
     """
-    if not snapshots:
-        raise LabelError("a qualification needs a snapshot, got none")
-    wrong = [k for k in settings.atoms if not 0 <= k < len(snapshots[0])]
-    if wrong:
-        raise LabelError(f"the first snapshot has atoms 0 to {len(snapshots[0]) - 1}, got {wrong} for displacements")
-    tasks = []
-    for index, atoms in enumerate(snapshots):
-        for threshold in settings.thresholds or (None,):
-            is_tightest = threshold == settings.tightest
-            steps = settings.steps if is_tightest or settings.grid == "full" else (settings.step,)
-            vectors = [np.zeros(3)]
-            for step in steps:
-                assert step is not None
-                vectors += [v for v in field_vectors(step, settings.targets).values() if v.any()]
-            if is_tightest and settings.cross_points and "pgt" in settings.targets:
-                vectors += [settings.step * np.array(point, dtype=float) for point in CROSS_POINTS.values()]
-            name = f"{index}/forces" + ("" if threshold is None else f"/{threshold:g}")
-            variation = {} if threshold is None else {"eps_scf": threshold}
-            tasks.append(Task(name, "forces", index, atoms, np.array(vectors), variation))
-    with_pgt = "pgt" in settings.targets and settings.polarizability != "none"
-    kind: TaskKind = "polarizability" if with_pgt and settings.polarizability == "dfpt" else "dipoles"
-    vectors = [np.zeros(3)]
-    if with_pgt and kind == "dipoles":
-        assert settings.dipole_step is not None
-        vectors += list(field_vectors(settings.dipole_step, ["apt"]).values())
-    variation = {} if settings.tightest is None else {"eps_scf": settings.tightest}
-    for size in (settings.displacement, *settings.screened_displacements):
-        atoms_moved = settings.atoms if size == settings.displacement else settings.atoms[:1]
-        for one in displacements(atoms_moved, size):
-            moved = displaced(snapshots[0], one)
-            tasks.append(Task(f"0/displaced/{one.name}", kind, 0, moved, np.array(vectors), variation, one))
-    return tasks
+    from mimyria_wf.qualification_plots import plot_qualification
+
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    results = run_locally(engine, plan(snapshots, settings), out / "points", progress)
+    description: Mapping[str, Any] = {
+        "name": engine.name,
+        "version": engine.version,
+        "level_of_theory": dict(engine.level_of_theory),
+    }
+    verdict = assess(settings, snapshots, results, description)
+    (out / VERDICT).write_text(json.dumps(verdict.to_dict(), indent=1) + "\n")
+    plot_qualification(out, verdict)
+    return verdict

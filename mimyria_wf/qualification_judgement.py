@@ -38,6 +38,9 @@ from mimyria_wf.spatial_derivatives import (
 )
 from mimyria_wf.units import BOHR, HARTREE
 
+_ALIKE = 1.5
+"""Errors within this factor of the least are equal: the step nearest to the usual one is taken."""
+
 _MIXED = 5
 """The difference of two mixed derivatives has 1.9 times the noise of one, and more of the next order."""
 
@@ -83,14 +86,14 @@ def assess(
     references = {target: _reference(target, settings, sets, numbers) for target in settings.targets}
     spatial = _spatial(settings, snapshots, tasks, results)
     screened = tuple(_screened(one, settings, snapshots, sets, references, spatial, numbers) for one in sets)
-    best = min(screened, key=lambda one: _rank(one, settings))
+    best = _best(screened, settings)
     accepted = not best.objections
     chosen = next(s for s in sets if s.step == best.step and same_threshold(s.threshold, best.threshold))
     gaps = [_gap(results.get(task.name), slice(0, 1)) for task in tasks if task.kind == "forces"]
     known_gaps = [gap for gap in gaps if gap is not None]
     seconds = [result.seconds for result in results.values()]
     trends = {
-        target: _trend(target, reference, screened, numbers, settings)
+        target: _trend(target, reference, numbers)
         for target, reference in references.items()
         if reference is not None and reference.plateau is not None
     }
@@ -466,13 +469,25 @@ def _percent(value: float) -> str:
     return f"{100 * value:.2g} %"
 
 
-def _rank(one: Screened, settings: QualificationSettings) -> tuple[Any, ...]:
-    """Order: nothing speaks against it, loosest threshold, least error in units of its tolerance."""
-    worst = max((q.error / getattr(settings.tolerances, t) for t, q in one.tensors.items()), default=np.inf)
-    complete = len(one.tensors) == len(settings.targets)
-    if one.objections or not complete:
-        return (1, 0.0, worst if complete else np.inf, one.step)
-    return (0, -(one.threshold or 0.0), worst, one.step)
+def _worst(one: Screened, settings: QualificationSettings) -> float:
+    """Return the largest error in units of its tolerance, infinite where a tensor is missing."""
+    if len(one.tensors) < len(settings.targets):
+        return float("inf")
+    return max(quality.error / getattr(settings.tolerances, target) for target, quality in one.tensors.items())
+
+
+def _best(screened: Sequence[Screened], settings: QualificationSettings) -> Screened:
+    """Return what is recommended, or what comes nearest to it."""
+    fit = [one for one in screened if not one.objections and np.isfinite(_worst(one, settings))]
+    if not fit:
+        return min(screened, key=lambda one: (_worst(one, settings), len(one.objections)))
+    loosest = max(fit, key=lambda one: one.threshold or 0.0).threshold
+    fit = [one for one in fit if same_threshold(one.threshold, loosest)]
+    least = min(_worst(one, settings) for one in fit)
+    alike = [one for one in fit if _worst(one, settings) <= _ALIKE * least]
+    assert settings.step is not None
+    usual = settings.step
+    return min(alike, key=lambda one: abs(np.log(one.step / usual)))
 
 
 def _absolute(quality: TensorQuality) -> float | None:
@@ -511,40 +526,24 @@ def _reasons(
         reasons.append("no tighter threshold was run: its error is judged from the plateau alone")
     for target, trend in trends.items():
         power = 1 if target == "apt" else 2
-        noise = trend.noise.get(_key(best.threshold))
-        if noise and trend.next_order > 0:
-            optimum = (power * noise**2 / (2 * trend.next_order**2)) ** (1 / (4 + 2 * power))
-            reasons.append(f"{target.upper()}: the two arms of the U cross near h = {optimum:.1g}")
+        if trend.noise > 0 and trend.next_order > 0:
+            optimum = (power * trend.noise**2 / (2 * trend.next_order**2)) ** (1 / (4 + 2 * power))
+            where = at_threshold(settings.tightest)
+            reasons.append(
+                f"{target.upper()} at {where}: noise and next order in the field meet near h = {optimum:.1g}"
+            )
     return tuple(reasons)
 
 
-def _key(threshold: float | None) -> str:
-    return "own" if threshold is None else f"{threshold:g}"
-
-
-def _trend(
-    target: str,
-    reference: _Reference,
-    screened: Sequence[Screened],
-    numbers: Array,
-    settings: QualificationSettings,
-) -> Trend:
+def _trend(target: str, reference: _Reference, numbers: Array) -> Trend:
     plateau = reference.plateau
     assert plateau is not None
-    power = 1 if target == "apt" else 2
     own, shared = noise_of_tensor(target)
     unit = np.broadcast_to(own + shared, plateau.limit.shape)
-    one_force = reference.spread.relative(unit, numbers)["mean"]  # relative error for sigma = 1 and h = 1
-    noise = {}
-    for one in screened:
-        quality = one.tensors.get(target)
-        if quality is not None and one.step == settings.step and np.isfinite(quality.noise):
-            noise[_key(one.threshold)] = quality.noise * one.step**power
-    noise[_key(settings.tightest)] = plateau.noise * one_force
     return Trend(
         next_order=reference.spread.relative(plateau.slope**2, numbers)["mean"],
-        noise=noise,
-        force_noise={name: value / one_force for name, value in noise.items()},
+        noise=plateau.noise * reference.spread.relative(unit, numbers)["mean"],
+        force_noise=plateau.noise,
         n_steps=plateau.n_used,
         reference_error=reference.spread.relative(reference.variance, numbers)["mean"],
     )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -101,21 +102,27 @@ class Screened:
 
 @dataclass(frozen=True)
 class Trend:
-    """Error of one tensor against the step, relative: sqrt((next_order h^2)^2 + (noise h^-p)^2), p = 1 or 2.
+    """Error of one tensor against the step at the tightest threshold, relative.
+
+    sqrt((next_order h^2)^2 + (noise h^-p)^2), p = 1 for the APT and 2 for the PGT: the two arms of the U.
 
     Attributes:
         next_order: [1/h^2].
-        noise: by threshold, [h^p].
+        noise: [h^p].
         force_noise: the same as standard deviation of a force component [E_h/a0].
-        n_steps: steps that the reference was fitted to.
+        n_steps: steps that the reference was fitted to, smallest first.
         reference_error: relative error of the reference itself.
     """
 
     next_order: float
-    noise: Mapping[str, float]
-    force_noise: Mapping[str, float]
+    noise: float
+    force_noise: float
     n_steps: int
     reference_error: float
+
+    def error(self, target: str, steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the relative error at steps [E_h/(e a0)]."""
+        return np.hypot(self.next_order * steps**2, self.noise / steps ** (1 if target == "apt" else 2))
 
 
 @dataclass(frozen=True)

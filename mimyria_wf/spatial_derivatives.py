@@ -20,6 +20,8 @@ from mimyria_wf.units import BOHR
 DISPLACEMENT = 0.01
 """[A], where Schienbein (2026, Figs. 1b and 2b) finds the least error."""
 
+_BRANCH = 0.4  # of a quantum: neighbouring branches meet at 0.5
+
 
 @dataclass(frozen=True)
 class Displacement:
@@ -64,3 +66,139 @@ def displaced(atoms: ase.Atoms, displacement: Displacement) -> ase.Atoms:
     name = atoms.info.get("snapshot", atoms.get_chemical_formula())
     moved.info["snapshot"] = f"{name}, {displacement.name} A"
     return moved
+
+
+def on_branch(dipoles: Array, quanta: Array | None, reference: Array) -> Array:
+    """Return dipoles on the branch of the reference, the nearest multiple of the quanta taken off.
+
+    Args:
+        dipoles: (..., 3) [e a0]; of a periodic system known modulo the quanta.
+        quanta: (3, 3) rows [e a0], None for a cluster, whose dipoles are left alone.
+        reference: (..., 3) dipoles nearby [e a0].
+
+    Raises:
+        LabelError: a dipole is so far from the reference that its branch cannot be told.
+    """
+    dipoles, reference = np.asarray(dipoles, dtype=float), np.asarray(reference, dtype=float)
+    if quanta is None:
+        return dipoles
+    turns = (dipoles - reference) @ np.linalg.inv(np.asarray(quanta, dtype=float))
+    left = turns - np.round(turns)
+    if np.abs(left[np.isfinite(left)]).max(initial=0.0) > _BRANCH:
+        raise LabelError(
+            f"a dipole lies {np.abs(left).max():.2f} of its quantum from the one it is compared with, too far to know "
+            "its branch: use smaller displacements or fields"
+        )
+    return np.asarray(reference + left @ np.asarray(quanta, dtype=float))
+
+
+def polarizability_of_dipoles(vectors: Array, dipoles: Array, quanta: Array | None = None) -> Array:
+    """Return the polarizability dM_a/dE_b from dipoles in opposite fields, (M(E) - M(-E)) / 2 = alpha.E.
+
+    Args:
+        vectors: (n_fields, 3) Cartesian vectors [E_h/(e a0)]; opposite pairs that span space. A zero field among them
+            gives the branch, else the dipole with the shortest vector does.
+        dipoles: (n_fields, 3) [e a0].
+        quanta: (3, 3) rows [e a0], None for a cluster.
+
+    Returns:
+        (3, 3) [e^2 a0^2/E_h]; symmetric but for the electronic structure's own noise.
+
+    Raises:
+        LabelError: pairs are missing, or their dipoles.
+    """
+    vectors, dipoles = np.asarray(vectors, dtype=float), np.asarray(dipoles, dtype=float)
+    lengths = np.linalg.norm(vectors, axis=1)
+    dipoles = on_branch(dipoles, quanta, dipoles[int(np.argmin(lengths))])
+    fields, odd = [], []
+    for i in range(len(vectors)):
+        for j in range(i):
+            if lengths[i] and np.linalg.norm(vectors[i] + vectors[j]) < 1e-6 * lengths[i]:
+                fields.append(0.5 * (vectors[i] - vectors[j]))
+                odd.append(0.5 * (dipoles[i] - dipoles[j]))
+    if not fields or np.linalg.matrix_rank(np.array(fields) / lengths.max(), tol=1e-3) < 3:
+        raise LabelError("a polarizability needs dipoles in opposite fields along three directions: +-x, +-y, +-z")
+    if not np.isfinite(odd).all():
+        raise LabelError("dipoles in fields are not finite: compute these points again")
+    return np.asarray((np.linalg.pinv(np.array(fields)) @ np.array(odd)).T)
+
+
+@dataclass(frozen=True, eq=False)
+class DisplacedResponse:
+    """Dipole and polarizability of a configuration with one coordinate moved.
+
+    Attributes:
+        displacement: which.
+        dipole: (3,) [e a0].
+        polarizability: (3, 3) [e^2 a0^2/E_h], or None.
+    """
+
+    displacement: Displacement
+    dipole: Array
+    polarizability: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SpatialTensors:
+    """Tensors of some atoms from displacements of one size.
+
+    Attributes:
+        atoms: (n,) indices.
+        size: displacement [A].
+        apt: (n, displacement, field) [e].
+        pgt: (n, displacement, field, field) [e^2 a0/E_h], symmetric, or None.
+        asymmetry: rms of what symmetrising took from the PGT [e^2 a0/E_h]: noise of the polarizabilities.
+    """
+
+    atoms: tuple[int, ...]
+    size: float
+    apt: Array
+    pgt: Array | None = None
+    asymmetry: float | None = None
+
+
+def spatial_tensors(responses: Sequence[DisplacedResponse], quanta: Array | None = None) -> dict[float, SpatialTensors]:
+    """Return APTs and PGTs by central differences, Eqs. 21 and 22 (central terms).
+
+    P_ab = (M_b(+) - M_b(-)) / 2 delta and Q_abc = (alpha_bc(+) - alpha_bc(-)) / 2 delta.
+
+    Args:
+        responses: of all six displacements of each atom, in any order; sizes may differ.
+        quanta: (3, 3) rows by which dipoles are undetermined [e a0], None for a cluster.
+
+    Returns:
+        by size of the displacement [A]; PGTs where all polarizabilities are there.
+
+    Raises:
+        LabelError: names the displacements that are missing.
+    """
+    known = {(r.displacement.size, r.displacement.atom, r.displacement.axis, r.displacement.sign): r for r in responses}
+    if len(known) < len(responses):
+        raise LabelError("a displacement is given twice: keep one of each")
+    found = {}
+    for size in sorted({key[0] for key in known}):
+        atoms = tuple(sorted({key[1] for key in known if key[0] == size}))
+        wanted = displacements(atoms, size)
+        missing = [one.name for one in wanted if (size, one.atom, one.axis, one.sign) not in known]
+        if missing:
+            raise LabelError(f"spatial derivatives need displacements that are missing: {', '.join(missing)}")
+        apt, pgt = np.zeros((len(atoms), 3, 3)), np.zeros((len(atoms), 3, 3, 3))
+        has_pgt = True
+        for k, atom in enumerate(atoms):
+            for axis in range(3):
+                plus, minus = (known[size, atom, axis, sign] for sign in (1, -1))
+                change = on_branch(plus.dipole, quanta, minus.dipole) - minus.dipole
+                apt[k, axis] = change / (2 * size / BOHR)
+                if plus.polarizability is None or minus.polarizability is None:
+                    has_pgt = False
+                else:
+                    pgt[k, axis] = (plus.polarizability - minus.polarizability) / (2 * size / BOHR)
+        symmetric = 0.5 * (pgt + np.swapaxes(pgt, -1, -2))
+        found[size] = SpatialTensors(
+            atoms,
+            size,
+            apt,
+            symmetric if has_pgt else None,
+            float(np.sqrt(np.mean((pgt - symmetric) ** 2))) if has_pgt else None,
+        )
+    return found
