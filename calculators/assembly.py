@@ -12,7 +12,16 @@ import numpy as np
 from aiida import orm
 from aiida.engine import calcfunction
 
-from mimyria_wf.calculators.data import FIELD_FORCES_KIND, points_of, read_snapshots
+from mimyria_wf.calculators.data import (
+    FIELD_FORCES_KIND,
+    RESPONSE_TENSORS_KIND,
+    of_one_version,
+    points_of,
+    read_snapshots,
+    tensors_in,
+    version_of,
+)
+from mimyria_wf.response import ResponseTensors
 
 
 @calcfunction
@@ -61,7 +70,7 @@ def assemble_labels(
         snapshots: extxyz of the pool.
         indices: which snapshots are wanted.
         settings: targets; header: entries for the file's header (field_step, engine, ...).
-        field_forces: nodes with the forces of finished points.
+        field_forces: nodes with the forces of finished points, or with tensors that an engine gave itself.
 
     Returns:
         ``labels`` (labelled extxyz of the snapshots that are complete) and ``report`` (snapshots left out, sum-rule
@@ -72,26 +81,38 @@ def assemble_labels(
     from mimyria_wf.labels import LabelledSnapshot, configuration_key, matching_rows, total_charge, write_labels
 
     values = settings.get_dict()
-    targets, step = values["targets"], values["header"]["field_step"]
-    wanted = np.array(list(field_vectors(step, targets).values()))
+    targets, step = values["targets"], values["header"].get("field_step")
+    wanted = np.empty((0, 3)) if step is None else np.array(list(field_vectors(step, targets).values()))
     by_key: dict[str, list[orm.ArrayData]] = {}
+    made_directly: dict[str, tuple[ResponseTensors, str]] = {}
     for node in field_forces.values():
-        if node.base.attributes.get("kind") == FIELD_FORCES_KIND:
-            for key in node.base.attributes.get("configuration_keys"):
+        kind = node.base.attributes.get("kind", None)
+        for key in node.base.attributes.get("configuration_keys", []):
+            if kind == FIELD_FORCES_KIND:
                 by_key.setdefault(key, []).append(node)
+            elif kind == RESPONSE_TENSORS_KIND:
+                found = tensors_in(node, key)
+                if set(targets) <= set(found.tensors()):
+                    made_directly[key] = found, version_of(node)
     every = read_snapshots(snapshots)
     labelled, incomplete, residuals = [], [], []
+    versions: dict[str, int] = {}
     for index in indices.get_list():
         atoms = every[index]
         key = configuration_key(atoms)
-        vectors, forces = points_of(by_key.get(key, []), key)
-        # another campaign may have left points of another step: the labels must not depend on what is in the database
-        rows = [row for row in matching_rows(vectors, wanted, step) if row is not None]
-        try:
-            tensors = response_tensors(vectors[rows], forces[rows], targets)
-        except FieldSetError as error:
-            incomplete.append({"index": index, "reason": str(error)})
-            continue
+        if key in made_directly:
+            tensors, version = made_directly[key]
+        else:
+            nodes = of_one_version(by_key.get(key, []), key, wanted, step)
+            vectors, forces = points_of(nodes, key)
+            # another campaign may have left points of another step: labels must not depend on what is in the database
+            rows = [row for row in matching_rows(vectors, wanted, step) if row is not None]
+            try:
+                tensors = response_tensors(vectors[rows], forces[rows], targets)
+            except FieldSetError as error:
+                incomplete.append({"index": index, "reason": str(error)})
+                continue
+            version = version_of(nodes[0]) or "not recorded"
         labelled.append(
             LabelledSnapshot(
                 atoms,
@@ -100,9 +121,11 @@ def assemble_labels(
             )
         )
         residuals.append(tensors.sum_rule_residual(total_charge(atoms)).largest())
+        versions[version] = versions.get(version, 0) + 1
     report: dict[str, Any] = {
         "n_labelled": len(labelled),
         "incomplete": incomplete,
+        "versions": versions,
         "sum_rule_residual_apt_e": _largest(residuals, "apt"),
         "sum_rule_residual_pgt_e2a0_per_Eh": _largest(residuals, "pgt"),
     }

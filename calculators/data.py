@@ -12,7 +12,11 @@ import numpy as np
 from aiida import orm
 from aiida.common.folders import Folder
 
+from mimyria_wf.labels import matching_rows
+from mimyria_wf.response import ResponseTensors
+
 FIELD_FORCES_KIND = "mimyria_wf.field_forces"
+RESPONSE_TENSORS_KIND = "mimyria_wf.response_tensors"
 
 
 def atoms_from_structure(structure: orm.StructureData, charge: int = 0, multiplicity: int = 1) -> ase.Atoms:
@@ -128,6 +132,43 @@ def known_field_forces(level_of_theory_key: str, configuration_keys: Sequence[st
     return found
 
 
+def version_of(node: orm.ArrayData) -> str:
+    """Return the version of the program that computed a node's forces, "" where it is not recorded."""
+    level: dict[str, Any] = node.base.attributes.get("level_of_theory", {})
+    return str(level.get("version") or "")
+
+
+def of_one_version(
+    nodes: Sequence[orm.ArrayData],
+    configuration_key: str,
+    wanted: np.ndarray,
+    step: float,
+    preferred: str | None = None,
+) -> list[orm.ArrayData]:
+    """Return the nodes of one version of the program: one that is complete, else the preferred, else the fullest.
+
+    A tensor is a difference of forces that agree in all but the last digits: two versions of a program differ by more
+    (CP2K changed the net force in a periodic field), so that their points are never combined in one snapshot.
+
+    Args:
+        nodes: nodes of one level of theory that hold the configuration.
+        configuration_key: of the snapshot.
+        wanted: (n_points, 3) field vectors [E_h/(e a0)].
+        step: h [E_h/(e a0)].
+        preferred: the version that computes now; None: not known yet.
+    """
+    by_version: dict[str, list[orm.ArrayData]] = {}
+    for node in nodes:
+        by_version.setdefault(version_of(node), []).append(node)
+
+    def rank(version: str) -> tuple[bool, bool, int, str]:
+        vectors, _ = points_of(by_version[version], configuration_key)
+        n_found = sum(row is not None for row in matching_rows(vectors, wanted, step))
+        return n_found == len(wanted), version == preferred, n_found, version
+
+    return by_version[max(by_version, key=rank)] if by_version else []
+
+
 def points_of(nodes: Sequence[orm.ArrayData], configuration_key: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (n_points, 3) field vectors and (n_points, n_atoms, 3) forces of one configuration, each vector once."""
     vectors: list[np.ndarray] = []
@@ -145,3 +186,67 @@ def points_of(nodes: Sequence[orm.ArrayData], configuration_key: str) -> tuple[n
     if not vectors:
         return np.empty((0, 3)), np.empty((0, 0, 3))
     return np.array(vectors), np.array(forces)
+
+
+def response_tensors_node(
+    tensors: Sequence[ResponseTensors],
+    configuration_keys: Sequence[str],
+    level_of_theory: Mapping[str, Any],
+    level_of_theory_key: str,
+    *,
+    field_step: float | None = None,
+    dielectrics: Sequence[np.ndarray] | None = None,
+) -> orm.ArrayData:
+    """Return tensors that an engine gives itself as a node that later campaigns can find and reuse.
+
+    Args:
+        tensors: of each configuration.
+        configuration_keys: content keys of the snapshots.
+        level_of_theory: settings of the engine, with its version.
+        level_of_theory_key: content key of the settings.
+        field_step: of engines that difference in fields [E_h/(e a0)].
+        dielectrics: (3, 3) electronic dielectric tensor of each configuration.
+    """
+    node = orm.ArrayData()
+    for number, one in enumerate(tensors):
+        for name, tensor in one.tensors().items():
+            node.set_array(f"{name}_{number}", np.asarray(tensor, dtype=float))
+        if dielectrics is not None:
+            node.set_array(f"dielectric_{number}", np.asarray(dielectrics[number], dtype=float))
+    node.base.attributes.set_many(
+        {
+            "kind": RESPONSE_TENSORS_KIND,
+            "configuration_keys": list(configuration_keys),
+            "level_of_theory": dict(level_of_theory),
+            "level_of_theory_key": level_of_theory_key,
+            "field_step": field_step,
+            "units": {"apt": "e", "pgt": "e^2 a0/E_h", "dielectric": "1", "field_step": "E_h/(e a0)"},
+        }
+    )
+    return node
+
+
+def known_response_tensors(
+    level_of_theory_key: str, configuration_keys: Sequence[str], field_step: float | None = None
+) -> dict[str, list[orm.ArrayData]]:
+    """Return, by configuration, the nodes of this profile that hold its tensors at this level of theory and step."""
+    wanted = set(configuration_keys)
+    query = orm.QueryBuilder().append(
+        orm.ArrayData,
+        filters={"attributes.kind": RESPONSE_TENSORS_KIND, "attributes.level_of_theory_key": level_of_theory_key},
+        project=["*", "attributes.configuration_keys", "attributes.field_step"],
+    )
+    found: dict[str, list[orm.ArrayData]] = {}
+    for node, keys, step in query.iterall():
+        if step is None or field_step is None or abs(step - field_step) < 1e-6 * field_step:
+            for key in wanted.intersection(keys):
+                found.setdefault(key, []).append(node)
+    return found
+
+
+def tensors_in(node: orm.ArrayData, configuration_key: str) -> ResponseTensors:
+    """Return the tensors that a node holds of one configuration."""
+    number = node.base.attributes.get("configuration_keys").index(configuration_key)
+    names = node.get_arraynames()
+    apt, pgt = (node.get_array(f"{name}_{number}") if f"{name}_{number}" in names else None for name in ("apt", "pgt"))
+    return ResponseTensors(apt, pgt)

@@ -38,8 +38,10 @@ from mimyria_wf.calculators.data import (
     atoms_from_structure,
     field_forces_node,
     known_field_forces,
+    known_response_tensors,
     points_of,
     read_snapshots,
+    response_tensors_node,
     structure_from_atoms,
 )
 from mimyria_wf.calculators.md import flags
@@ -48,6 +50,7 @@ from mimyria_wf.cp2k_input import parse_input
 from mimyria_wf.field_forces import FieldForces, FieldForcesStore
 from mimyria_wf.finite_field import field_vectors
 from mimyria_wf.labels import configuration_key, level_of_theory_key, read_labels
+from mimyria_wf.response import ResponseTensors
 from mimyria_wf.starts import write_starts
 
 pytestmark = pytest.mark.aiida
@@ -961,6 +964,26 @@ def test_labels_do_not_mix_field_steps(targets: list[str], tmp_path: Path) -> No
     (tmp_path / "labels.extxyz").write_text(outputs["labels"].get_content())
     (labelled,) = read_labels(tmp_path / "labels.extxyz", targets)
     np.testing.assert_allclose(labelled.apt, apt, atol=1e-7)  # extxyz writes 8 decimals
+
+
+def test_tensors_that_an_engine_gave_itself_are_labels_as_they_are(tmp_path: Path) -> None:
+    """Born charges of one job need no field points; a node without the tensor asked for does not count."""
+    snapshots = [molecule("H2O"), molecule("H2O")]
+    snapshots[1].positions += 0.1
+    keys = [configuration_key(atoms) for atoms in snapshots]
+    apts = np.random.default_rng(3).normal(size=(2, 3, 3, 3))
+    level = {**LEVEL, "method": "lepsilon"}
+    tensors = [ResponseTensors(apt, None) for apt in apts]
+    node = response_tensors_node(tensors, keys, level, level_of_theory_key(level)).store()
+    settings = orm.Dict({"targets": ["apt"], "header": {"engine": "vasp"}})
+    outputs = assemble_labels(extxyz(snapshots), orm.List([1, 0]), settings, direct=node)
+    (tmp_path / "labels.extxyz").write_text(outputs["labels"].get_content())
+    for found, expected in zip(read_labels(tmp_path / "labels.extxyz", ["apt"]), apts[::-1], strict=True):
+        np.testing.assert_allclose(found.apt, expected, atol=1e-7)  # extxyz writes 8 decimals
+    assert known_response_tensors(level_of_theory_key(level), keys).keys() == set(keys)
+    both = orm.Dict({"targets": ["apt", "pgt"], "header": {"engine": "vasp", "field_step": 1e-3}})
+    report = assemble_labels(extxyz(snapshots), orm.List([0]), both, direct=node)["report"].get_dict()
+    assert (report["n_labelled"], len(report["incomplete"])) == (0, 1)
 
 
 def test_isotopes_survive_a_structure_node() -> None:
