@@ -1,5 +1,7 @@
 """Read the response of one configuration from VASP: OUTCAR or vasprun.xml of a LEPSILON or LCALCEPS run.
 
+What single runs and field sets leave behind is read in :mod:`mimyria_wf.vasp_run` and can be had from here too.
+
 VASP prints Born charges with rows = field, columns = displacement; an APT here is (displacement, field), so each 3x3
 block is transposed on reading. With LEPSILON, VASP has already spread the residual of the acoustic sum rule evenly over
 the atoms, and its charges sum to zero to round-off; with LCALCEPS it has not.
@@ -22,6 +24,26 @@ from numpy.typing import NDArray
 
 from mimyria_wf.errors import EngineError, LabelError
 from mimyria_wf.units import BOHR, HARTREE_PER_BOHR
+from mimyria_wf.vasp_run import (
+    FINISHED,
+    VaspFieldSet,
+    VaspRun,
+    read_field_points,
+    read_field_set,
+    read_vasp_run,
+    unconverged_loop,
+)
+
+__all__ = [
+    "VaspFieldSet",
+    "VaspResponse",
+    "VaspRun",
+    "polarizability_of_dielectric",
+    "read_field_points",
+    "read_field_set",
+    "read_vasp_response",
+    "read_vasp_run",
+]
 
 Array = NDArray[Any]
 Method = Literal["LEPSILON", "LCALCEPS"]
@@ -151,8 +173,10 @@ def _from_outcar(path: Path, text: str) -> VaspResponse:
     version = _VERSION.search(text[:400])
     if version is None:
         raise EngineError(f"{path}: not an OUTCAR or vasprun.xml of VASP: its first lines name no version")
-    if "General timing and accounting informations for this job" not in text:
+    if FINISHED not in text:
         raise EngineError(f"{path}: the run did not reach its end (no timing at the end of the file); run it again")
+    if unconverged_loop(text):
+        raise EngineError(f"{path}: an electronic loop did not converge (NELM reached); raise NELM and run it again")
     method: Method = "LCALCEPS" if re.search(r"LCALCEPS\s*=\s*T", text) else "LEPSILON"
     # the response is printed after the last electronic step; ASE makes configurations of everything before
     atoms = _read_atoms(path, "vasp-out")
