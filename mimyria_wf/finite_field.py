@@ -322,3 +322,59 @@ def _diagnostics(reduction: _Reduction, vectors: Array, forces: Array, charge: f
         curvature=float(np.sqrt(np.mean(np.square(curvatures)))) if curvatures else None,
         net_force=float(max(net)) if net else None,
     )
+
+
+@dataclass(frozen=True)
+class TensorErrors:
+    """Standard errors of the tensors of one snapshot, from the scatter of its own forces.
+
+    Attributes:
+        force_noise: standard deviation of one force component at one point [E_h/a0].
+        n_redundant: points beyond those that a quadratic model needs; each gives 3 n_atoms readings of the noise.
+        apt: (3,) error of an APT element, by field [e]; None if the points do not determine the APT.
+        pgt: (3, 3) error of a PGT element, by pair of fields [e^2 a0/E_h]; None if they do not determine the PGT.
+    """
+
+    force_noise: float
+    n_redundant: int
+    apt: Array | None
+    pgt: Array | None
+
+
+def tensor_errors(field_vectors: Array, forces: Array) -> TensorErrors | None:
+    """Estimate the errors of APT and PGT from what a field set says twice.
+
+    Thirteen points determine F(0), P and Q, ten numbers, three times over in the odd part: (F(E) - F(-E))/2 at a mixed
+    point must be P.E of the axis points. What remains after a least-squares fit of F(0) + P.E + E.Q.E/2, taken as
+    independent noise of one size, goes through the weights of :func:`response_tensors`: sigma/(sqrt(2) h) for an APT
+    element, sqrt(6) sigma/h^2 for Q_xx and sqrt(5/2) sigma/h^2 for Q_xy. The remainder also holds the third order of
+    the field, so that a step that is too long shows as well; the fourth order, in the even part alone, does not.
+
+    Args:
+        field_vectors: (n_fields, 3) Cartesian field vectors, in any order [E_h/(e a0)].
+        forces: (n_fields, n_atoms, 3) forces in those fields [E_h/a0].
+
+    Returns:
+        The errors, None where no point is redundant (the six axis points of an APT alone).
+    """
+    vectors, forces = _checked(field_vectors, forces)
+    reduction = _reduction(vectors.tobytes())
+    scaled = vectors / np.linalg.norm(vectors, axis=1).max()
+    products = np.array([scaled[:, a] * scaled[:, b] for a, b in _COMPONENTS]).T
+    design = np.concatenate([np.ones((len(vectors), 1)), scaled, products], axis=1)
+    left, singular, _ = np.linalg.svd(design, full_matrices=False)
+    space = left[:, singular > 1e-6 * singular[0]]
+    n_redundant = len(vectors) - space.shape[1]
+    if n_redundant == 0:
+        return None
+    # differences from the first point keep the digits: forces are 1e6 times their noise
+    changes = (forces - forces[0]).reshape(len(forces), -1)
+    rest = changes - space @ (space.T @ changes)
+    noise = float(np.sqrt(np.sum(np.square(rest)) / (n_redundant * rest.shape[1])))
+    pgt = None
+    if reduction.pgt is not None:
+        pgt = np.empty((3, 3))
+        for (a, b), weights in zip(_COMPONENTS, reduction.pgt):
+            pgt[a, b] = pgt[b, a] = noise * np.linalg.norm(weights)
+    apt = None if reduction.apt is None else noise * np.linalg.norm(reduction.apt, axis=1)
+    return TensorErrors(force_noise=noise, n_redundant=n_redundant, apt=apt, pgt=pgt)
