@@ -21,22 +21,13 @@ from typing import Any
 import ase
 import numpy as np
 
-from mimyria_wf.cp2k_input import (
-    ZERO_FIELD,
-    check_label_template,
-    field_projects,
-    parse_template,
-    render_field_point,
-    render_field_set,
-    render_polarizability,
-    varied_template,
-    write_input,
-)
-from mimyria_wf.cp2k_output import read_field_results, read_polarizability, read_run
-from mimyria_wf.errors import CampaignError, EngineError
+from mimyria_wf.errors import EngineError
 from mimyria_wf.field_engine import FieldEngine, FieldResults
 from mimyria_wf.finite_field import point_name
 from mimyria_wf.response import Array
+
+ZERO_FIELD = "0"
+"""Name of the point without a field, from which all others start."""
 
 PROGRAM_SETTINGS = {
     "command": "how to call the program, e.g. 'mpirun -np 4 cp2k.psmp'",
@@ -122,8 +113,8 @@ class ProgramEngine(FieldEngine):
     def read(self, folder: Path, atoms: ase.Atoms, vectors: Mapping[str, Array]) -> FieldResults:
         """Read what the runs of one snapshot have left; problems without the names of their points."""
 
-    def trouble(self, folder: Path, run: ProgramRun) -> str:
-        """Return why runs that need this one should not start, "" if it went well."""
+    def trouble(self, folder: Path, run: ProgramRun, atoms: ase.Atoms, vectors: Mapping[str, Array]) -> str:
+        """Return why runs that need this one should not start, "" if they may."""
         return ""
 
     def field_results(self, atoms: ase.Atoms, vectors: Array) -> FieldResults:
@@ -132,10 +123,10 @@ class ProgramEngine(FieldEngine):
         vectors = np.asarray(vectors, dtype=float).reshape(-1, 3)
         named = named_points(vectors)
         runs = self.runs(atoms, named)
-        kept = None if self.results is None else self.results / f"{self.name}-{self._key(runs)}.npz"
+        kept = None if self.results is None else self.results / f"{self.name}-{self.key(runs)}.npz"
         if kept is not None and kept.is_file():
             return _loaded(kept)
-        folder, failures = self._executed(runs)
+        folder, failures = self.executed(runs, atoms, named)
         results = self.read(folder, atoms, named)
         problems = [failures.get(name) or problem for name, problem in zip(named, results.problems, strict=True)]
         problems = [f"{problem} (files kept in {folder})" if problem else "" for problem in problems]
@@ -156,20 +147,26 @@ class ProgramEngine(FieldEngine):
                 _save(kept, results)
         return results
 
-    def _executed(self, runs: Sequence[ProgramRun]) -> tuple[Path, dict[str, str]]:
-        """Run everything in a new folder; return it, and by name why runs failed."""
+    def executed(
+        self, runs: Sequence[ProgramRun], atoms: ase.Atoms, vectors: Mapping[str, Array]
+    ) -> tuple[Path, dict[str, str]]:
+        """Run everything in a new folder; return it, and by name why runs failed or were not even started."""
         if self.scratch is not None:
             self.scratch.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"mimyria-{self.name}-", dir=self.scratch))
         failures: dict[str, str] = {}
+        in_the_way: dict[str, str] = {}
         for run in runs:
-            if run.needs in failures:
+            if run.needs in in_the_way:
                 first = "the point without field" if run.needs == ZERO_FIELD else run.needs
-                failures[run.name] = f"not run, because {first} failed: {failures[run.needs]}"
+                failures[run.name] = in_the_way[run.name] = f"not run, because of {first}: {in_the_way[run.needs]}"
                 continue
-            reason = self._execute(folder, run) or self.trouble(folder / run.folder, run)
+            reason = self._execute(folder, run)
             if reason:
                 failures[run.name] = reason
+            reason = reason or self.trouble(folder / run.folder, run, atoms, vectors)
+            if reason:
+                in_the_way[run.name] = reason
         return folder, failures
 
     def _execute(self, folder: Path, run: ProgramRun) -> str:
@@ -199,7 +196,7 @@ class ProgramEngine(FieldEngine):
                 )
             except OSError as error:
                 shutil.rmtree(folder, ignore_errors=True)
-                raise EngineError(self._not_there(error)) from None
+                raise EngineError(self.not_there(error)) from None
             try:
                 status = process.wait(self.timeout_s)
             except subprocess.TimeoutExpired:
@@ -218,10 +215,12 @@ class ProgramEngine(FieldEngine):
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it left no output")
         return f"{self.name} ended with status {status}: {last}"
 
-    def _not_there(self, error: OSError) -> str:
+    def not_there(self, error: OSError) -> str:
+        """Return the line about a program that cannot be started."""
         return f"engine {self.name}: {self.command[0]} cannot be run ({error.strerror}): give --command"
 
-    def _key(self, runs: Sequence[ProgramRun]) -> str:
+    def key(self, runs: Sequence[ProgramRun]) -> str:
+        """Return what decides the results of these runs, as one hash."""
         record = [
             [
                 list(self.command),
@@ -290,179 +289,16 @@ def _loaded(path: Path) -> FieldResults:
         )
 
 
-class Cp2kEngine(ProgramEngine):
-    """CP2K, all field points of a snapshot in one folder, each from the zero-field wavefunction.
-
-    Args:
-        template: text of a CP2K input with the &FORCE_EVAL, see :func:`mimyria_wf.cp2k_input.check_label_template`.
-        command: CP2K and what starts it.
-        files: further files that the template names, by name.
-        program: see :class:`ProgramEngine`.
-    """
-
-    name = "cp2k"
-    settings = {**PROGRAM_SETTINGS, "eps_scf": "SCF threshold in place of the template's"}
-
-    def __init__(
-        self,
-        template: str,
-        command: str = "cp2k.psmp",
-        *,
-        files: Mapping[str, Path] | None = None,
-        eps_scf: float | None = None,
-        **program: Any,
-    ) -> None:
-        super().__init__(command, **program)
-        try:
-            self.template = parse_template(template)
-            if eps_scf is not None:
-                self.template = varied_template(self.template, float(eps_scf))
-        except CampaignError as error:
-            raise EngineError(str(error)) from None
-        self.files = dict(files or {})
-        self._version: str | None = None
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any], files: Mapping[str, Path]) -> Cp2kEngine:
-        """Return the engine; ``files`` must hold the template, and what else it names (basis sets, ...)."""
-        others = dict(files)
-        template = others.pop("template", None)
-        if template is None:
-            raise EngineError("engine cp2k needs --template FILE: a CP2K input with the &FORCE_EVAL")
-        _check_settings(cls, settings)
-        return cls(_text(template), files=others, **settings)
-
-    @property
-    def version(self) -> str:
-        """CP2K's version, by asking it."""
-        if self._version is None:
-            try:
-                done = subprocess.run([*self.command, "--version"], capture_output=True, text=True, timeout=60)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                reason = error if isinstance(error, OSError) else OSError(0, "no answer")
-                raise EngineError(self._not_there(reason)) from None
-            found = re.search(r"CP2K version (\S+)", done.stdout)
-            self._version = found[1] if found else "unknown"
-        return self._version
-
-    @property
-    def level_of_theory(self) -> Mapping[str, Any]:
-        """The template as CP2K reads it and the files that it names; the key that AiiDA's label jobs use, too."""
-        return {
-            "engine": "cp2k",
-            "template": hashlib.sha256(write_input(self.template).encode()).hexdigest(),
-            "files": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(self.files.items())},
-        }
-
-    def check(self, atoms: ase.Atoms, targets: Sequence[str], step: float) -> list[str]:
-        """Return warnings about the template; EngineError if it cannot give these tensors of this structure."""
-        try:
-            return check_label_template(self.template, atoms, targets)
-        except CampaignError as error:
-            raise EngineError(str(error)) from None
-
-    def varied(self, **changes: Any) -> Cp2kEngine:
-        """Return this engine with another ``eps_scf``, or another command, timeout_s, threads, scratch, results."""
-        _check_settings(type(self), changes)
-        same = {"command": shlex.join(self.command), "timeout_s": self.timeout_s, "threads": self.threads}
-        return Cp2kEngine(
-            write_input(self.template),
-            files=self.files,
-            **{**same, "scratch": self.scratch, "results": self.results, **changes},
-        )
-
-    def runs(self, atoms: ase.Atoms, vectors: Mapping[str, Array]) -> list[ProgramRun]:
-        """Return CP2K's runs."""
-        projects = field_projects(vectors, file_name)
-        try:
-            inputs = render_field_set(self.template, atoms, vectors, file_name)
-        except CampaignError as error:
-            raise EngineError(str(error)) from None
-        return [
-            ProgramRun(
-                name=name,
-                files={f"{project}.inp": inputs[f"{project}.inp"], **(self.files if name == ZERO_FIELD else {})},
-                arguments=("-i", f"{project}.inp"),
-                output=f"{project}.out",
-                needs=None if name == ZERO_FIELD else ZERO_FIELD,
-            )
-            for name, project in projects.items()
-        ]
-
-    def trouble(self, folder: Path, run: ProgramRun) -> str:
-        """Return why no field point should start from this run's wavefunction."""
-        found = read_run((folder / run.output).read_text(errors="replace"))
-        if found.scf_converged is False:
-            return "SCF did not converge; raise MAX_SCF or OUTER_SCF/MAX_SCF"
-        return "" if found.is_finished else "CP2K did not finish"
-
-    def exit_reason(self, folder: Path, run: ProgramRun, status: int) -> str:
-        """Return CP2K's own message."""
-        found = read_run((folder / run.output).read_text(errors="replace"))
-        if found.aborted is not None:
-            return f"CP2K aborted: {found.aborted}"
-        return super().exit_reason(folder, run, status)
-
-    def read(self, folder: Path, atoms: ase.Atoms, vectors: Mapping[str, Array]) -> FieldResults:
-        """Read CP2K's files."""
-        found = read_field_results(folder, vectors, atoms, file_name)
-        self._version = found.version or self._version
-        return FieldResults(
-            field_vectors=np.array(list(vectors.values())),
-            forces=found.forces,
-            version=found.version or "unknown",
-            problems=tuple(re.sub(r"^field point .*? \(\S+\): ", "", problem) for problem in found.problems),
-            dipoles=found.dipoles,
-            dipole_quanta=found.dipole_quanta,
-            gap=found.gap,
-        )
-
-    def polarizability(self, atoms: ase.Atoms) -> Array:
-        """Return (3, 3) [e^2 a0^2/E_h] by density-functional perturbation theory, which CP2K has."""
-        zero, polar = file_name(ZERO_FIELD), "polarizability"
-        try:
-            inputs = [
-                render_field_point(self.template, atoms, None, zero),
-                render_polarizability(self.template, atoms, polar, zero),
-            ]
-        except CampaignError as error:
-            raise EngineError(str(error)) from None
-        runs = [
-            ProgramRun(
-                name=project,
-                files={f"{project}.inp": text, **(self.files if project == zero else {})},
-                arguments=("-i", f"{project}.inp"),
-                output=f"{project}.out",
-                needs=needs,
-            )
-            for project, text, needs in zip((zero, polar), inputs, (None, zero))
-        ]
-        kept = None if self.results is None else self.results / f"{self.name}-{self._key(runs)}.npy"
-        if kept is not None and kept.is_file():
-            return np.asarray(np.load(kept))
-        folder, failures = self._executed(runs)
-        try:
-            if failures:
-                raise EngineError(next(iter(failures.values())))
-            found = read_polarizability((folder / f"{polar}.out").read_text(errors="replace"))
-        except EngineError as error:
-            what = atoms.info.get("snapshot", atoms.get_chemical_formula())
-            raise EngineError(f"{self.name}, polarizability of {what}: {error} (files kept in {folder})") from None
-        shutil.rmtree(folder)
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            np.save(kept, found)
-        return found
-
-
-def _check_settings(engine: type[FieldEngine], settings: Mapping[str, Any]) -> None:
+def check_settings(engine: type[FieldEngine], settings: Mapping[str, Any]) -> None:
+    """Refuse settings that an engine does not know, and name those that it does."""
     unknown = sorted(set(settings) - set(engine.settings))
     if unknown:
         known = ", ".join(engine.settings)
         raise EngineError(f"engine {engine.name} does not know the setting {', '.join(unknown)} (known: {known})")
 
 
-def _text(path: Path) -> str:
+def file_text(path: Path) -> str:
+    """Return the text of a file; EngineError if it cannot be read."""
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
