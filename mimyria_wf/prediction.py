@@ -1,23 +1,20 @@
 """Prediction along trajectories: tensors frame by frame, contracted with velocities on the spot.
 
-Work goes in chunks of frames: a chunk's frames share neighbour lists, chunks go to threads side by side, and what they
+Work goes in chunks of frames: a chunk's frames share neighbour lists, chunks go to workers side by side, and what they
 give is splined, contracted and written in order. So memory is constant in the number of frames, no result depends on
-the number of threads, and an interrupted prediction goes on after the last chunk that was written.
+the number of workers, and an interrupted prediction goes on after the last chunk that was written. Workers are threads,
+or processes where the work is long enough to pay for their start: threads hinder each other between two operations.
 """
 
-import ctypes
 import hashlib
 import json
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import ase
 import ase.io
@@ -27,25 +24,35 @@ import torch
 from ase.data import chemical_symbols
 
 from mimyria_wf import __version__
-from mimyria_wf.committee import Committee, label_spreads, require_posterior
-from mimyria_wf.derivatives import PAIRS, DerivativeWriter, read_derivatives
+from mimyria_wf.committee import require_posterior
+from mimyria_wf.derivatives import DerivativeWriter, read_derivatives
 from mimyria_wf.errors import MimyriaError, ModelError
 from mimyria_wf.frames import Trajectory, TrajectoryReader
-from mimyria_wf.graphs import Graph, graphs_of_frames, join, species_index
+from mimyria_wf.graphs import join, species_index
 from mimyria_wf.groups import Follower, ResolvedGroups, groups_of, n_lags
-from mimyria_wf.irreps import from_irreps, tensor_shape
+from mimyria_wf.irreps import from_irreps
 from mimyria_wf.labels import LabelledSnapshot, labelled_atoms, total_charge
 from mimyria_wf.md_summary import energy_conservation
 from mimyria_wf.network import load_model
-from mimyria_wf.presets import TARGETS
-from mimyria_wf.response import project_apt, project_pgt
+from mimyria_wf.prediction_chunks import (
+    MEMBER_SEED,
+    NODES_AT_ONCE,
+    Device,
+    Predicted,
+    Predictor,
+    Workers,
+    at_work,
+    batch_size_of,
+    predicted_chunks,
+    projected,
+    start_workers,
+)
 from mimyria_wf.response_network import ResponseNetwork
 from mimyria_wf.stride import (
     StreamedSpline,
     StrideCheck,
     check_strides,
     contract_members,
-    first_knot,
     knots_of,
     segment_length,
     unchecked,
@@ -53,17 +60,9 @@ from mimyria_wf.stride import (
 )
 from mimyria_wf.training import Progress, torch_threads
 from mimyria_wf.trajectory import check_velocities, open_trajectory
-from mimyria_wf.units import BOHR
 
 Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
-Device = Literal["cpu", "cuda"]
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-_NODES_AT_ONCE = {"cpu": 1200, "cuda": 50_000}
-"""Atoms in one evaluation: on a CPU what stays in its cache, on a GPU what fills it."""
-_NODES_A_CHUNK = 12_000
-_MEMBER_SEED = 0
 CHECKPOINT_INTERVAL = 30.0
 """Seconds between the states from which an interrupted prediction goes on."""
 
@@ -91,7 +90,7 @@ def predict_tensors(
     results: list[Array] = []
     start = 0
     while start < len(snapshots):
-        size = batch_size or _batch_size(len(snapshots[start]))
+        size = batch_size or batch_size_of(len(snapshots[start]))
         batch = snapshots[start : start + size]
         graph = join([network.graph(a) for a in batch])
         with torch.no_grad():
@@ -99,7 +98,7 @@ def predict_tensors(
         results += np.split(tensors, np.cumsum([len(a) for a in batch])[:-1])
         start += size
     if projects_sum_rules:
-        results = [_projected(network.target, t, a.get_masses(), total_charge(a)) for t, a in zip(results, snapshots)]
+        results = [projected(network.target, t, a.get_masses(), total_charge(a)) for t, a in zip(results, snapshots)]
     return results
 
 
@@ -125,6 +124,7 @@ def predict_derivatives(
     restart: bool = False,
     checkpoint_interval: float = CHECKPOINT_INTERVAL,
     progress: Progress | None = None,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Write the dipole and polarizability derivatives of a trajectory, Eqs. 3 and 13, to a derivatives file.
 
@@ -149,12 +149,14 @@ def predict_derivatives(
         volume: nominal volume of a cluster [A^3]; a periodic cell's own volume is always used.
         tensors: extended XYZ to write the tensors of every stride-th frame to, as they are contracted.
         metadata: JSON-able facts for the file.
-        threads: chunks of frames that are worked on side by side, each on one core.
+        threads: chunks of frames that are worked on side by side, each on one core; long work is done by processes, so
+            that a script must make its calls under ``if __name__ == "__main__":``.
         device: where the networks are evaluated.
         members: of a committee (:mod:`mimyria_wf.committee`), whose derivatives are written beside the prediction.
         restart: go on with what an interrupted call with the same inputs left, or with its result if it is complete.
         checkpoint_interval: with restart, seconds between the states from which a later call can go on.
         progress: called with (frames done, n_frames, message).
+        workers: those of :func:`predict_files`, for several trajectories; otherwise made from ``threads``.
 
     Returns:
         name, number of frames, stride, temperature, and the sum-rule residual before the projection: root mean square
@@ -182,10 +184,11 @@ def predict_derivatives(
         volume = float(reader.metadata["volume"])
     check = None
     if stride == "auto":
-        alone = _Predictor(models, reader, projects_sum_rules, charge, batch_size, device)
-        check = _check_stride(alone, reader, stride_tolerance, reader.n_frames, threads)
+        alone = Predictor(models, reader, projects_sum_rules, charge, batch_size, device)
+        with at_work(workers, models, threads, [reader], stride, device) as some:
+            check = _check_stride(alone, reader, stride_tolerance, reader.n_frames, some)
         stride = check.chosen
-    predictor = _Predictor(models, reader, projects_sum_rules, charge, batch_size, device, members)
+    predictor = Predictor(models, reader, projects_sum_rules, charge, batch_size, device, members)
     facts = {
         "source": "prediction",
         "stride": stride,
@@ -211,6 +214,7 @@ def predict_derivatives(
     knots = knots_of(reader.n_frames, stride)
     with ExitStack() as stack:
         stack.enter_context(torch_threads(1))
+        some = stack.enter_context(at_work(workers, models, threads, [reader], stride, device))
         writer = stack.enter_context(
             DerivativeWriter(
                 Path(out),
@@ -229,7 +233,7 @@ def predict_derivatives(
         written = stack.enter_context(_TensorFile(tensors, totals.tensors_size, keeps_part=restart))
         spline = StreamedSpline(knots, reader.n_frames, first=writer.n_frames)
         saved = time.monotonic()
-        for chunk in _predicted(predictor, reader, knots, predictor.chunk_length * stride, writer.n_frames, threads):
+        for chunk in predicted_chunks(predictor, reader, knots, predictor.chunk_length * stride, writer.n_frames, some):
             if chunk.index >= totals.n_chunks:  # chunks before a restart are predicted again, for the spline alone
                 totals.add(chunk)
                 written.append(_snapshots(chunk, reader, stride, predictor))
@@ -324,53 +328,55 @@ def predict_files(
     summaries = []
     notes: list[str] = []
     checks: dict[tuple[float, bytes], StrideCheck] = {}
-    for reader, name in zip(readers, names):
-        chosen: Array | ResolvedGroups | None = resolved
-        group_names = None
-        if str(groups) == "species":
-            chosen, group_names = _species_groups(reader.numbers)
-        destination = None
-        if tensors is not None:
-            stem = Path(tensors)
-            destination = stem if len(readers) == 1 else stem.with_name(f"{stem.stem}-{name}{stem.suffix}")
-        facts: dict[str, Any] = {"trajectory": str(reader.path.name), **energy_conservation(reader)}
-        step = stride
-        if step == "auto":
-            key = _kind(reader)
-            if key not in checks:
-                predictor = _Predictor(networks, reader, projects_sum_rules, charge, batch_size, device)
-                checks[key] = _check_stride(
-                    predictor, reader, stride_tolerance, _n_alike(reader, readers), threads, progress
+    with at_work(None, networks, threads, readers, stride, device) as workers:
+        for reader, name in zip(readers, names):
+            chosen: Array | ResolvedGroups | None = resolved
+            group_names = None
+            if str(groups) == "species":
+                chosen, group_names = _species_groups(reader.numbers)
+            destination = None
+            if tensors is not None:
+                stem = Path(tensors)
+                destination = stem if len(readers) == 1 else stem.with_name(f"{stem.stem}-{name}{stem.suffix}")
+            facts: dict[str, Any] = {"trajectory": str(reader.path.name), **energy_conservation(reader)}
+            step = stride
+            if step == "auto":
+                key = _kind(reader)
+                if key not in checks:
+                    predictor = Predictor(networks, reader, projects_sum_rules, charge, batch_size, device)
+                    checks[key] = _check_stride(
+                        predictor, reader, stride_tolerance, _n_alike(reader, readers), workers, progress
+                    )
+                    if checks[key].reason:
+                        notes.append(f"stride 1 for {name} and its like: {checks[key].reason}")
+                step = checks[key].chosen
+                facts["stride_check"] = checks[key].to_dict()
+            summaries.append(
+                predict_derivatives(
+                    networks,
+                    reader,
+                    Path(out) if is_file else Path(out) / f"{name}.h5",
+                    stride=step,
+                    groups=chosen,
+                    group_names=group_names,
+                    max_lag=max_lag,
+                    projects_sum_rules=projects_sum_rules,
+                    charge=charge,
+                    batch_size=batch_size,
+                    volume=volume,
+                    tensors=destination,
+                    metadata=facts,
+                    threads=threads,
+                    device=device,
+                    members=members,
+                    restart=restart,
+                    progress=_shifted(progress, before, total),
+                    workers=workers,
                 )
-                if checks[key].reason:
-                    notes.append(f"stride 1 for {name} and its like: {checks[key].reason}")
-            step = checks[key].chosen
-            facts["stride_check"] = checks[key].to_dict()
-        summaries.append(
-            predict_derivatives(
-                networks,
-                reader,
-                Path(out) if is_file else Path(out) / f"{name}.h5",
-                stride=step,
-                groups=chosen,
-                group_names=group_names,
-                max_lag=max_lag,
-                projects_sum_rules=projects_sum_rules,
-                charge=charge,
-                batch_size=batch_size,
-                volume=volume,
-                tensors=destination,
-                metadata=facts,
-                threads=threads,
-                device=device,
-                members=members,
-                restart=restart,
-                progress=_shifted(progress, before, total),
             )
-        )
-        if "restart" in summaries[-1]:
-            notes.append(f"{name}: {summaries[-1]['restart']}")
-        before += reader.n_frames
+            if "restart" in summaries[-1]:
+                notes.append(f"{name}: {summaries[-1]['restart']}")
+            before += reader.n_frames
     if resolved is not None:
         notes += resolved.notes_on([summary["occupancies"] for summary in summaries])
     return {
@@ -403,8 +409,9 @@ def check_stride_files(
     _check_settings("auto", stride_tolerance, threads, device)
     networks, readers = _opened(models, trajectories, timestep, cell)
     first = readers[0]
-    predictor = _Predictor(networks, first, projects_sum_rules, charge, batch_size, device)
-    check = _check_stride(predictor, first, stride_tolerance, _n_alike(first, readers), threads, progress)
+    predictor = Predictor(networks, first, projects_sum_rules, charge, batch_size, device)
+    with start_workers(networks, threads, 0, device) as workers:
+        check = _check_stride(predictor, first, stride_tolerance, _n_alike(first, readers), workers, progress)
     return check.to_dict() | {"trajectory": first.name}
 
 
@@ -430,44 +437,6 @@ def _opened(
     return networks, readers
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A chunk of frames to predict.
-
-    Attributes:
-        index: of the chunk.
-        start: first frame.
-        positions: (n_frames, n_atoms, 3) [A].
-        velocities: (n_frames, n_atoms, 3) [A/fs].
-        knots: (n_knots,) the frames to predict.
-    """
-
-    index: int
-    start: int
-    positions: Array
-    velocities: Array
-    knots: Array
-
-
-@dataclass(frozen=True)
-class _Predicted(_Task):
-    """A chunk with the tensors at its knots.
-
-    Attributes:
-        tensors: (n_knots, n_atoms, 9, 27 or 36) flattened.
-        residuals: by target, sum over knots of the mean square of the sum-rule residual before the projection.
-        members: (n_knots, n_members (3 and/or 6), 3 n_atoms) of a committee, or None; a product with the velocities
-            gives [e A/fs] and [e^2 a0^2/(E_h fs)].
-        uncertainties: (n_knots,) of a committee by target and species, such as ``apt O``: root mean square deviation of
-            the members over the species' atoms, relative to the spread of the training labels.
-    """
-
-    tensors: Array
-    residuals: Mapping[str, float]
-    members: Array | None = None
-    uncertainties: Mapping[str, Array] = field(default_factory=dict)
-
-
 @dataclass
 class _Totals:
     """What is summed over chunks, and how far the file of tensors has come."""
@@ -478,7 +447,7 @@ class _Totals:
     tensors_size: int = 0
     uncertainties: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def add(self, chunk: _Predicted) -> None:
+    def add(self, chunk: Predicted) -> None:
         for name, values in chunk.uncertainties.items():
             if not len(values):
                 continue
@@ -508,170 +477,12 @@ class _Totals:
         }
 
 
-class _Predictor:
-    """Networks of one or two targets on frames of one trajectory; called from several threads."""
-
-    def __init__(
-        self,
-        models: Mapping[str, ResponseNetwork],
-        reader: TrajectoryReader,
-        projects_sum_rules: bool,
-        charge: float | None,
-        batch_size: int | None,
-        device: Device,
-        n_members: int = 0,
-    ) -> None:
-        self.models: dict[str, ResponseNetwork] = {t: models[t].eval().to(device) for t in TARGETS if t in models}
-        self.shapes: dict[str, tuple[int, ...]] = {t: tensor_shape(t) for t in self.models}
-        self.reader = reader
-        self.projects_sum_rules = projects_sum_rules
-        self.charge = float(reader.metadata.get("charge", 0)) if charge is None else charge
-        self.device = device
-        self.batch_size = batch_size or _batch_size(reader.n_atoms, device)
-        self.chunk_length = self.batch_size * max(
-            1, min(64, _NODES_A_CHUNK // max(1, reader.n_atoms)) // self.batch_size
-        )
-        self.n_members = n_members
-        self._committees = {t: _committee(m, n_members) for t, m in self.models.items()} if n_members else {}
-        self._alike: dict[tuple[Any, ...], list[str]] = {}
-        for target, network in self.models.items():
-            self._alike.setdefault((network.species, network.cutoff, network.dtype), []).append(target)
-
-    def __call__(self, task: _Task) -> _Predicted:
-        """Return the tensors of a chunk."""
-        reader = self.reader
-        found: dict[str, list[Array]] = {target: [] for target in self.models}
-        for (species, cutoff, dtype), targets in self._alike.items():
-            positions = task.positions[task.knots - task.start]
-            for graph in graphs_of_frames(
-                reader.numbers, positions, reader.cell, reader.pbc, species, cutoff, dtype, self.batch_size
-            ):
-                on_device = graph if self.device == "cpu" else graph.to(self.device)
-                for target in targets:
-                    with torch.no_grad():
-                        components = self._components(target, on_device).cpu().double()
-                        tensors = from_irreps(target, components.flatten(0, 1)).numpy()
-                    shape = (len(components), graph.n_snapshots, reader.n_atoms, *self.shapes[target])
-                    found[target].append(tensors.reshape(shape))
-        columns: list[Array] = []
-        members: list[Array] = []
-        uncertainties: dict[str, Array] = {}
-        residuals: dict[str, float] = {}
-        for target in self.models:
-            tensors = np.concatenate(found[target], axis=1)
-            residual = tensors[0].sum(axis=1) - (self.charge * np.eye(3) if target == "apt" else 0.0)
-            residuals[target] = float((residual**2).mean(axis=tuple(range(1, residual.ndim))).sum())
-            if self.projects_sum_rules:
-                flat = tensors.reshape(-1, *tensors.shape[2:])
-                tensors = _projected(target, flat, reader.masses, self.charge).reshape(tensors.shape)
-            columns.append(tensors[0].reshape(*tensors.shape[1:3], -1))
-            if self.n_members:
-                members.append(_fields(tensors[1:]))
-                uncertainties |= self._uncertainties(target, tensors)
-        return _Predicted(
-            **vars(task),
-            tensors=np.concatenate(columns, axis=-1),
-            residuals=residuals,
-            members=np.concatenate(members, axis=1) if members else None,
-            uncertainties=uncertainties,
-        )
-
-    def _uncertainties(self, target: str, tensors: Array) -> dict[str, Array]:
-        """Return the relative uncertainty of each frame by species; tensors (1 + n_members, n_frames, n_atoms, ...)."""
-        network: Any = self.models[target]
-        spreads = dict(zip(network.species, label_spreads(network).tolist()))
-        squares = ((tensors[1:] - tensors[0]) ** 2).reshape(*tensors[1:].shape[:3], -1).sum(axis=3).mean(axis=0)
-        return {
-            f"{target} {chemical_symbols[z]}": np.sqrt(squares[:, self.reader.numbers == z].mean(axis=1)) / spreads[z]
-            for z in np.unique(self.reader.numbers).tolist()
-        }
-
-    def _components(self, target: str, graph: Graph) -> torch.Tensor:
-        """Return components of the prediction and of all members, (1 + n_members, n_nodes, 9 or 18)."""
-        if target in self._committees:
-            return self._committees[target].components(graph)
-        return self.models[target].components(graph)[None]
-
-    def by_member(self, rows: Array) -> dict[str, Array]:
-        """Return by target (n_frames, n_members, 3 or 6) of rows (n_frames, n_members (3 and/or 6))."""
-        result: dict[str, Array] = {}
-        start = 0
-        for target in self.models:
-            width = {"apt": 3, "pgt": 6}[target]
-            stop = start + width * self.n_members
-            result[target] = rows[:, start:stop].reshape(len(rows), self.n_members, width)
-            start = stop
-        return result
-
-
-def _fields(tensors: Array) -> Array:
-    """Return (n_frames, n_members (3 or 6), 3 n_atoms): its product with velocities [A/fs] gives members' derivatives.
-
-    Args:
-        tensors: (n_members, n_frames, n_atoms, 3, 3) [e] or (n_members, n_frames, n_atoms, 3, 3, 3) [e^2 a0/E_h].
-    """
-    if tensors.ndim == 6:
-        first, second = (list(index) for index in zip(*PAIRS))
-        tensors = 0.5 * (tensors[..., first, second] + tensors[..., second, first]) / BOHR
-    n_members, n_frames, n_atoms, _, width = tensors.shape
-    ordered = tensors.transpose(1, 0, 4, 2, 3).reshape(n_frames, n_members * width, 3 * n_atoms)
-    return ordered.astype(np.float32)  # they make error bars only
-
-
-def _predicted(
-    predictor: _Predictor, reader: TrajectoryReader, knots: Array, length: int, first: int, threads: int
-) -> Iterator[_Predicted]:
-    """Yield chunks in order, from the one that holds the first knot with a say in the spline at frame ``first``."""
-
-    def tasks() -> Iterator[_Task]:
-        for index in range(int(knots[first_knot(knots, first)]) // length, int(knots[-1]) // length + 1):
-            start, stop = index * length, min((index + 1) * length, int(knots[-1]) + 1)
-            frames = reader.read(start, stop)
-            assert frames.velocities is not None
-            inside = knots[(knots >= start) & (knots < stop)]
-            yield _Task(index, start, frames.positions, frames.velocities, inside)
-
-    return _in_order(predictor, tasks(), threads)
-
-
-def _in_order(call: Callable[[Task], Result], tasks: Iterable[Task], threads: int) -> Iterator[Result]:
-    """Yield the results of tasks in order; a few more tasks than threads are under way at a time."""
-    _keep_memory()
-    if threads == 1:
-        yield from map(call, tasks)
-        return
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            for task in tasks:
-                waiting.append(pool.submit(call, task))
-                if len(waiting) > threads + 1:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-@lru_cache(maxsize=1)
-def _keep_memory() -> None:
-    """Let the C library keep freed memory: arrays of a few MB that come and go cost more page faults than arithmetic.
-
-    Halves the time of a network. Does nothing where the C library is not glibc; results are the same.
-    """
-    with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        for option, value in ((-3, 1 << 30), (-1, 1 << 30), (-2, 1 << 26)):  # MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD
-            library.mallopt(option, value)
-
-
 def _check_stride(
-    predictor: _Predictor,
+    predictor: Predictor,
     reader: TrajectoryReader,
     tolerance: float,
     n_total: int,
-    threads: int,
+    workers: Workers,
     progress: Progress | None = None,
 ) -> StrideCheck:
     """Choose the stride on the first frames of a trajectory; n_total frames will be predicted with it."""
@@ -680,7 +491,7 @@ def _check_stride(
         return unchecked(tolerance, reader.timestep)
 
     def chunks() -> Iterator[tuple[Array, Array, Mapping[str, Array]]]:
-        for chunk in _predicted(predictor, reader, np.arange(n_frames), predictor.chunk_length, 0, threads):
+        for chunk in predicted_chunks(predictor, reader, np.arange(n_frames), predictor.chunk_length, 0, workers):
             tensors = unflattened(chunk.tensors, predictor.shapes)
             yield chunk.positions, chunk.velocities, {t: v for t, v in tensors.items() if v is not None}
             if progress is not None:
@@ -770,15 +581,11 @@ def _model_digest(network: ResponseNetwork) -> str:
     return digest.hexdigest()
 
 
-def _committee(network: Any, n_members: int) -> Committee:
-    return Committee(network, n_members, _MEMBER_SEED)
-
-
 def _committee_facts(models: Mapping[str, ResponseNetwork], n_members: int) -> dict[str, Any]:
     """Return what makes a committee the same one in other runs; refuse models that none can be drawn from."""
     return {
         "n_members": n_members,
-        "seed": _MEMBER_SEED,
+        "seed": MEMBER_SEED,
         "models": {
             target: {
                 "digest": _model_digest(network),
@@ -820,7 +627,7 @@ def _summary(path: Path) -> dict[str, Any]:
 
 
 def _snapshots(
-    chunk: _Predicted, reader: TrajectoryReader, stride: int, predictor: _Predictor
+    chunk: Predicted, reader: TrajectoryReader, stride: int, predictor: Predictor
 ) -> Iterator[LabelledSnapshot]:
     """Yield labelled snapshots of the regular knots: the last frame is a knot too, but out of step with the others."""
     is_regular = chunk.knots % stride == 0
@@ -845,14 +652,6 @@ def _snapshots(
         yield LabelledSnapshot(atoms, **{t: v[k] for t, v in tensors.items() if v is not None})
 
 
-def _projected(target: str, tensors: Array, masses: Array, charge: float) -> Array:
-    return project_apt(tensors, masses, charge) if target == "apt" else project_pgt(tensors, masses)
-
-
-def _batch_size(n_atoms: int, device: Device = "cpu") -> int:
-    return max(1, min(64, _NODES_AT_ONCE[device] // max(1, n_atoms)))
-
-
 def _check_settings(stride: int | str, tolerance: float, threads: int, device: str, members: int = 0) -> None:
     if stride != "auto" and not (isinstance(stride, int) and stride >= 1):
         raise ModelError(f"stride must be at least 1, or auto, got {stride}")
@@ -862,8 +661,8 @@ def _check_settings(stride: int | str, tolerance: float, threads: int, device: s
         raise ModelError(f"threads must be at least 1, got {threads}")
     if members < 0 or members == 1:
         raise ModelError(f"members must be 0, for no committee, or at least 2, got {members}")
-    if device not in _NODES_AT_ONCE:
-        raise ModelError(f"device must be one of {', '.join(_NODES_AT_ONCE)}, got {device!r}")
+    if device not in NODES_AT_ONCE:
+        raise ModelError(f"device must be one of {', '.join(NODES_AT_ONCE)}, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("device cuda was asked for, but torch finds no CUDA device here; use device cpu")
 

@@ -1,6 +1,8 @@
 import copy
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from ase import Atoms
 from ase.build import molecule
 from scipy.interpolate import CubicSpline
 
+from mimyria_wf import prediction_chunks
 from mimyria_wf.cca import additivity, cca_spectra
 from mimyria_wf.committee import fit_posterior, relative_uncertainties
 from mimyria_wf.derivatives import contract, read_derivatives
@@ -294,6 +297,43 @@ def test_threads_change_nothing(models: dict[str, ResponseNetwork], tmp_path: Pa
     assert one.polarizability_derivative is not None
     np.testing.assert_array_equal(one.dipole_derivative, three.dipole_derivative)
     np.testing.assert_array_equal(one.polarizability_derivative, three.polarizability_derivative)
+
+
+def test_processes_change_nothing(
+    committees: dict[str, ResponseNetwork], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / "one.h5", tmp_path / "two.h5"]
+    for path in paths:
+        write_trajectory(path, trajectory(60))
+    for target, network in committees.items():
+        save_model(network, tmp_path / f"{target}.pt")
+    models = [tmp_path / f"{target}.pt" for target in committees]
+    settings: dict[str, Any] = {"stride": 2, "batch_size": 4, "volume": 60.0, "members": 3}
+    predict_files(models, paths, tmp_path / "alone", **settings)
+    monkeypatch.setattr(prediction_chunks, "_LONG_WORK", 1)
+    called = []
+    submit = prediction_chunks.ProcessPoolExecutor.submit
+    monkeypatch.setattr(
+        prediction_chunks.ProcessPoolExecutor, "submit", lambda *a, **k: called.append(1) or submit(*a, **k)
+    )
+    predict_files(models, paths, tmp_path / "shared", threads=2, **settings)
+    assert called
+    for path in paths:
+        alone, shared = (read_derivatives(tmp_path / folder / path.name) for folder in ("alone", "shared"))
+        np.testing.assert_array_equal(alone.dipole_derivative, shared.dipole_derivative)
+        np.testing.assert_array_equal(alone.polarizability_derivative, shared.polarizability_derivative)
+        assert alone.members is not None
+        for target, values in vars(alone.members).items():
+            np.testing.assert_array_equal(values, getattr(shared.members, target))
+
+
+def test_a_lost_process_is_one_line(models: dict[str, ResponseNetwork]) -> None:
+    def lose() -> None:
+        with prediction_chunks.start_workers(models, 2, 10**9, "cpu") as workers:
+            workers.executor.submit(os._exit, 1).result()
+
+    with pytest.raises(ModelError, match="process that predicts ended unexpectedly"):
+        lose()
 
 
 class Interrupted(Exception):
