@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _UNITS = {"apt": "e", "pgt": r"$e^2 a_0/E_\mathrm{h}$"}
 _ERROR = "Error / spread of tensors"
-_STEP = r"Field step $h$ / $E_\mathrm{h}/(e\,a_0)$"
+_STEP = r"Field step $h$ / $10^{-3}\,E_\mathrm{h}/(e\,a_0)$"
 
 
 def plot_qualification(directory: str | Path, verdict: Qualification, stem: str = "qualification") -> list[Path]:
@@ -100,6 +100,9 @@ def plot_steps(path: str | Path, verdict: Qualification) -> None:
                 panel.plot(h, verdict.trends[target].error(target, h), color=COLOURS[0], lw=0.7, ls=":")
             panel.set_xscale("log")
             panel.set_yscale("log")
+            shown = sorted({one.step for one in verdict.screened})
+            panel.set_xticks(shown, [f"{1e3 * step:g}" for step in shown])
+            panel.set_xticks([], minor=True)
             _mark(panel, verdict.step, verdict.settings["tolerances"][target])
             panel.set_xlabel(_STEP)
             panel.set_ylabel(f"{target.upper()}: {_ERROR.lower()}")

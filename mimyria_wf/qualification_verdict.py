@@ -233,7 +233,7 @@ class Qualification:
     def objections(self, step: float, eps_scf: float | None = None) -> tuple[str, ...]:
         """Return why a step and threshold are not accepted; () if they are. What was not screened is not accepted."""
         for one in self.screened:
-            if np.isclose(one.step, step, rtol=1e-6) and same_threshold(one.threshold, eps_scf):
+            if np.isclose(one.step, step, rtol=1e-6, atol=0.0) and same_threshold(one.threshold, eps_scf):
                 return one.objections
         known = ", ".join(f"{one.step:g} at {at_threshold(one.threshold)}" for one in self.screened)
         return (f"h = {step:g} at {at_threshold(eps_scf)} was not screened (screened: {known})",)
@@ -274,7 +274,7 @@ def at_threshold(threshold: float | None) -> str:
 
 def same_threshold(a: float | None, b: float | None) -> bool:
     """Tell whether two thresholds are one; None is the engine's own."""
-    return a is b if a is None or b is None else bool(np.isclose(a, b, rtol=1e-6))
+    return a is b if a is None or b is None else bool(np.isclose(a, b, rtol=1e-6, atol=0.0))
 
 
 def _jsonable(value: Any) -> Any:
