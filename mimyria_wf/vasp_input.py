@@ -606,7 +606,8 @@ def _folder(template: VaspTemplate, atoms: ase.Atoms, tags: Mapping[str, str]) -
         "POSCAR": poscar_text(sorted_atoms(atoms)[0]),
         "KPOINTS": template.kpoints.text(),
     }
-    return files | ({"POTCAR": potcar_text(template, atoms)} if template.potentials else {})
+    has_files = any(potential.path is not None for potential in template.potentials.values())
+    return files | ({"POTCAR": potcar_text(template, atoms)} if has_files else {})
 
 
 def render_field_set(

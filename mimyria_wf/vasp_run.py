@@ -31,6 +31,8 @@ _DIPOLE = re.compile(r"p\[(ion|elc)\]=\(\s*(\S+)\s+(\S+)\s+(\S+?)\s*\)")
 _FATAL = re.compile(
     r"(?:^|\n)\s*(?:\|\s*)?(EEEEE|internal error in subroutine [^\n|]*|VERY BAD NEWS[^\n|]*|ERROR[: ][^\n|]*)"
 )
+_NOT_COMPUTED = 9000.0
+"""With a field on, VASP gives its empty bands the energy 10000 eV."""
 _SAME_FORCES = 1e-7
 """Forces in a field that differ from those without by less have not felt it [E_h/a0]."""
 
@@ -243,16 +245,26 @@ def _warnings(outcar: str) -> tuple[str, ...]:
 def _gap(root: ElementTree.Element, outcar: str) -> tuple[float | None, bool]:
     """Return the gap [eV] and whether bands are filled in part.
 
-    Levels without the field are the first complete ones of OUTCAR; in the field VASP has full bands alone.
+    In the field VASP has full bands alone; OUTCAR then has those without it.
     """
     spins = []
     tables = root.findall(".//calculation/eigenvalues/array/set/set")
     for spin in tables:
         rows = [[float(x) for x in (r.text or "").split()[:2]] for r in spin.findall("set/r")]
         spins.append(np.array(rows).reshape(-1, 2))
-    if not spins or not any((levels[:, 1] < 0.5).any() for levels in spins):
-        spins = [_outcar_levels(outcar)]
-    levels = np.concatenate(spins)
+    if not any(((levels[:, 1] < 0.5) & (levels[:, 0] < _NOT_COMPUTED)).any() for levels in spins):
+        return outcar_gap(outcar)
+    return _gap_of(np.concatenate(spins))
+
+
+def outcar_gap(outcar: str) -> tuple[float | None, bool]:
+    """Return the gap [eV] and whether bands are filled in part, from the text of an OUTCAR."""
+    return _gap_of(_outcar_levels(outcar))
+
+
+def _gap_of(levels: Array) -> tuple[float | None, bool]:
+    """Return the gap of levels (n, 2): energies [eV], occupations up to one."""
+    levels = levels[levels[:, 0] < _NOT_COMPUTED]
     if not len(levels):
         return None, False
     is_metallic = bool(np.any((levels[:, 1] > 0.01) & (levels[:, 1] < 0.99)))
@@ -270,7 +282,7 @@ def _outcar_levels(outcar: str) -> Array:
         body = block.split("-----------------", 1)[0]
         rows = re.findall(r"^\s+\d+\s+(-?\d+\.\d+)\s+(-?\d+\.\d+)\s*$", body, flags=re.MULTILINE)
         values = np.array(rows, dtype=float).reshape(-1, 2)
-        if len(values) and (values[:, 1] < 0.5).any():
+        if ((values[:, 1] < 0.5) & (values[:, 0] < _NOT_COMPUTED)).any():
             best = values
     if len(best) and best[:, 1].max() > 1.5:  # without spin polarization VASP prints two electrons a band
         best = best * [1.0, 0.5]

@@ -491,7 +491,7 @@ class Run:
                 " PEAD related settings:",
                 "   LPEAD      =     T    switch on PEAD",
                 "   IPEAD      =     4    finite difference order for dpsi/dk",
-                "   LCALCPOL   =     F    calculate macroscopic polarization",
+                f"   LCALCPOL   =     {'T' if is_true(self.tags, 'LCALCPOL') else 'F'}    macroscopic polarization",
                 f"   LCALCEPS   =     {'T' if self.has_calceps else 'F'}    calculate dielectric tensor",
                 "   EFIELD_PEAD=" + "".join(f"{x:10.4f}" for x in self.field),
                 "   SKIP_EDOTP =     F",
@@ -550,8 +550,11 @@ class Run:
         occupied = int(np.ceil(self.nelect / 2))
         return int(self.tags.get("NBANDS", occupied + max(4, occupied // 2)))
 
-    def bands(self, state: State) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return energies and occupations (n_spins, n_kpoints, n_bands) [eV] and the Fermi energy [eV]."""
+    def bands(self, state: State, in_field: bool = False) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return energies and occupations (n_spins, n_kpoints, n_bands) [eV] and the Fermi energy [eV].
+
+        With a field on, VASP has no empty bands and gives them 10000 eV.
+        """
         spins = max(self.ispin, len(state.levels))
         energies = np.zeros((spins, len(self.kpoints), self.n_bands))
         occupations = np.zeros_like(energies)
@@ -571,6 +574,8 @@ class Run:
         full = occupations > 0.5
         top = energies[full].max()
         bottom = energies[~full].min() if (~full).any() else top + 2.0
+        if in_field:
+            energies[~full] = 10000.0
         return energies, occupations, float(0.5 * (top + bottom))
 
     @property
@@ -578,9 +583,9 @@ class Run:
         """Tell whether the model has k-points."""
         return isinstance(self.model, BondModel)
 
-    def band_table(self, state: State, occupied_only: bool = False) -> None:
-        """Write band energies; with a field on, VASP has occupied bands alone."""
-        energies, occupations, fermi = self.bands(state)
+    def band_table(self, state: State, in_field: bool = False) -> None:
+        """Write band energies."""
+        energies, occupations, fermi = self.bands(state, in_field)
         spins = len(energies)
         self.out.add("", f" E-fermi : {fermi:9.4f}     XC(G=0):  -2.0000     alpha+bet : -1.0000", "")
         for s in range(spins):
@@ -593,8 +598,6 @@ class Run:
                 )
                 for band in range(self.n_bands):
                     occupation = occupations[s, k, band] * (2 if spins == 1 else 1)
-                    if occupied_only and occupation == 0:
-                        continue
                     self.out.add(f"{band + 1:7d} {energies[s, k, band]:13.4f} {occupation:12.5f}")
                 self.out.add("")
         self.out.add("", LINE, "")
@@ -623,7 +626,7 @@ class Run:
         if self.fails("too-strong"):
             self.settings["fail"] = "unconverged"
         self.scf(state.energy, zero.energy - state.energy + 1e-3, 0.2)
-        self.band_table(state, occupied_only=True)
+        self.band_table(state, in_field=True)
         self.polarization(state, zero)
         return state
 
@@ -724,7 +727,7 @@ class Run:
             print("\n".join(self.stdout), "\n forrtl: severe (174): SIGSEGV, segmentation fault occurred", flush=True)
             return 174
         self.head()
-        zero = self.model.state(np.zeros(3))
+        self.zero = zero = self.model.state(np.zeros(3))
         # from the atoms' densities, or from the orbitals of a WAVECAR
         self.scf(zero.energy, *((1e-4, 0.1) if self.restarts else (40.0, 0.2)))
         self.band_table(zero)
@@ -733,6 +736,8 @@ class Run:
             epsilon, born = self.finite_differences(zero)
         elif self.field.any():
             final = self.in_field(self.field, zero)
+        elif is_true(self.tags, "LCALCPOL"):
+            self.polarization(zero, zero)
         self.tail(final)
         if self.has_epsilon:
             epsilon, born = self.perturbation(zero)
@@ -958,7 +963,7 @@ class Run:
             for block in born:
                 lines += ["   <set>", *(vector(row, "v", "    ") for row in block), "   </set>"]
             lines += ["  </array>"]
-        values, occupations, fermi = self.bands(state)
+        values, occupations, fermi = self.bands(state, in_field=state is not self.zero)
         lines += [
             '  <time name="totalsc">    0.10    0.10</time>',
             "  <eigenvalues>",
@@ -990,7 +995,7 @@ class Run:
 
     def density_of_states(self, energies: np.ndarray, occupations: np.ndarray) -> list[str]:
         """Return the total density of states, without broadening, on VASP's 301 points."""
-        grid = np.linspace(energies.min() - 1, energies.max() + 1, 301)
+        grid = np.linspace(energies.min() - 1, energies[energies < 9000].max() + 1, 301)
         lines = [
             "   <total>",
             "    <array>",
