@@ -8,7 +8,9 @@ Keys carry their unit (``timestep_fs``, ``temperature_K``); the properties of th
 units of the core (fs, 1/fs, A, K, atomic units of field).
 """
 
+import functools
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import math
@@ -37,10 +39,12 @@ from mimyria_wf.presets import PRESETS
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from mimyria_wf.cp2k_input import Section as Cp2kSection
     from mimyria_wf.frames import TrajectoryReader
     from mimyria_wf.group_schema import GroupScheme
     from mimyria_wf.md import NveSettings, NvtSettings
     from mimyria_wf.presets import NetworkSettings, TrainingSettings
+    from mimyria_wf.qualification import QualificationSettings
     from mimyria_wf.spectrum import SpectrumSettings
 
     Preset = str
@@ -76,9 +80,15 @@ RESOURCES = (
     "parallel_env",
 )
 """Keys of AiiDA's scheduler resources."""
-DEFAULT_FIELD_STEPS: Mapping[str, float] = {"tblite": 1e-3, "cp2k": 5e-4}
-"""Field steps [E_h/(e a0)]: on the plateau for tblite; the paper's for CP2K."""
-DEFAULT_SNAPSHOTS_PER_JOB: Mapping[str, int] = {"tblite": 20, "cp2k": 1}
+DEFAULT_FIELD_STEPS: Mapping[str, float] = {"tblite": 1e-3}
+"""Field steps [E_h/(e a0)]: on the plateau for tblite; :data:`PAPER_FIELD_STEP` for all others."""
+PAPER_FIELD_STEP = 5e-4
+"""Minimum of the curves in Figs. 1 and 2 of the paper [E_h/(e a0)]."""
+DEFAULT_SNAPSHOTS_PER_JOB: Mapping[str, int] = {"tblite": 20}
+ENGINES = ("tblite", "cp2k", "vasp")
+"""Label engines with keys of their own in a campaign file; others are known by name and take `labels.settings`."""
+QUALIFIED_ENGINES = ("cp2k", "vasp")
+"""Engines that a campaign qualifies unless it is told not to: one of their labels takes minutes, not milliseconds."""
 
 
 class Section(BaseModel):
@@ -126,6 +136,20 @@ def _pbc(value: Any) -> Any:
     ):
         return None if value is None else tuple(value)
     raise wrong("", f"must be true, false or three of them, got {shown(value)}", "write e.g. pbc: true")
+
+
+def _file_or_mapping(value: Any) -> Any:
+    """Return a path or a mapping."""
+    if value is None or (isinstance(value, str | dict) and value):
+        return value
+    raise wrong("", f"must be a file or a section of keys and values, got {shown(value)}", "name a file")
+
+
+def _number_or_auto(value: Any) -> Any:
+    """Return ``auto`` or a positive number."""
+    if value is None or value == "auto" or (is_number(value) and value > 0):
+        return value
+    raise wrong("", f"must be auto or a positive number, got {shown(value)}", "write auto, or a number such as 5.0e-4")
 
 
 def _stride(value: Any) -> Any:
@@ -477,11 +501,68 @@ class TrajectoryFile(Section):
         return {"path": value} if isinstance(value, str) else value
 
 
+class Kpoints(Section):
+    """Points in the Brillouin zone, Gamma-centred: a mesh or a spacing."""
+
+    mesh: tuple[Count, Count, Count] | None = Field(None, description="Divisions along each cell vector, `[2, 2, 2]`.")
+    spacing_per_A: Positive | None = Field(None, description="Largest distance between points [1/A, with 2 pi].")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.mesh is not None and self.spacing_per_A is not None:
+            raise wrong("spacing_per_A", "is given together with mesh", "keep one of the two")
+        if self.mesh is None and self.spacing_per_A is None:
+            raise wrong("", "has neither mesh nor spacing_per_A", "add mesh: [1, 1, 1]")
+        return self
+
+    def divisions(self, cell: np.ndarray) -> tuple[int, int, int]:
+        """Return the divisions along each vector of a cell (3, 3) [A]."""
+        if self.mesh is not None:
+            return self.mesh
+        assert self.spacing_per_A is not None
+        lengths = 2 * math.pi * np.linalg.norm(np.linalg.inv(cell).T, axis=1)
+        a, b, c = (max(1, math.ceil(length / self.spacing_per_A - 1e-9)) for length in lengths)
+        return a, b, c
+
+
+class Potentials(Section):
+    """PAW potentials, known to AiiDA as a family that was uploaded once; they never enter a campaign's provenance."""
+
+    family: Text = Field(description="Name of the family in AiiDA, `PBE.54`; see `aiida-vasp potcar listfamilies`.")
+    mapping: dict[str, Text] = Field(
+        min_length=1, description="Potential of each element, `{O: O, H: H}`; every element of the system."
+    )
+
+
+class Vasp(Section):
+    """A level of theory of VASP."""
+
+    incar: Annotated[str | dict[str, Any], BeforeValidator(_file_or_mapping)] = Field(
+        description="INCAR with your level of theory, no field: a file, or its tags, `{EDIFF: 1.0e-8}`.",
+        json_schema_extra=FILE,
+    )
+    kpoints: Kpoints = Field(
+        default_factory=lambda: Kpoints.model_validate({"mesh": [1, 1, 1]}),
+        description="Points in the Brillouin zone (default: Gamma alone).",
+    )
+    potentials: Potentials = Field(description="PAW potentials.")
+    method: Literal["finite-field", "lepsilon", "lcalceps"] = Field(
+        "finite-field",
+        description="`finite-field`: forces in explicit fields (EFIELD_PEAD), APT and PGT; `lepsilon`: the APT of all "
+        "atoms from one linear-response job, no PGT; `lcalceps`: Born charges in fields of both signs, APT and PGT.",
+    )
+
+
+Auto = Annotated[float | Literal["auto"] | None, BeforeValidator(_number_or_auto)]
+
+
 class Labels(Section):
     """Response tensors of single snapshots: computed in finite fields, or given."""
 
-    engine: Literal["tblite", "cp2k"] | None = Field(
-        None, description="Who computes the forces in the fields: `tblite` (clusters, embedded) or `cp2k`."
+    engine: Text | None = Field(
+        None,
+        description="Who computes the forces in the fields: `tblite` (clusters, embedded), `cp2k`, `vasp`, or the name "
+        "of an engine that is installed beside this package (docs/engines.md).",
     )
     given: Text | None = Field(
         None,
@@ -499,21 +580,36 @@ class Labels(Section):
     accuracy: Positive | None = Field(
         None, description="`engine: tblite`: accuracy setting of the SCC, smaller is tighter (default 0.001)."
     )
-    template: Text | None = Field(
+    template: Annotated[str | dict[str, Any] | None, BeforeValidator(_file_or_mapping)] = Field(
         None,
         description="`engine: cp2k`: CP2K input with the FORCE_EVAL of your level of theory, no coordinates, no field; "
-        "a file, or the name of one of the package's templates (`water_pbe_szv.inp`).",
+        "a file, the name of one of the package's templates (`water_pbe_szv.inp`), or the sections as nested keys, "
+        "`{FORCE_EVAL: {METHOD: Quickstep, DFT: {...}}}`. Engines of other packages: what they call their template.",
         json_schema_extra=FILE,
     )
     files: tuple[Text, ...] = Field(
-        (), description="Files that the template names, copied beside the input.", json_schema_extra=FILE
+        (), description="Files that the template or the settings name, copied beside the input.", json_schema_extra=FILE
     )
-    field_step_au: Positive | None = Field(
-        None, description="Field step h of the central differences [E_h/(e a0)] (default: tblite 1e-3, CP2K 5e-4)."
+    vasp: Vasp | None = Field(None, description="`engine: vasp`: the level of theory.")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="An engine that is installed beside this package: its settings."
+    )
+    field_step_au: Auto = Field(
+        None,
+        description="Field step h of the central differences [E_h/(e a0)] (default: tblite 1e-3, others 5e-4); `auto` "
+        "takes the one that the qualification recommends.",
+    )
+    scf_threshold: Auto = Field(
+        None,
+        description="`engine: cp2k`: EPS_SCF in place of the template's; `engine: vasp`: EDIFF in place of that of the "
+        "INCAR; `auto` takes the one that the qualification recommends.",
+    )
+    gap_eV: Positive | None = Field(
+        None, description="Band gap of your system, as far as you know it: fields too strong for it are refused."
     )
     snapshots_per_job: Count | None = Field(
         None,
-        description="Snapshots in one job (default: tblite 20, CP2K 1).",
+        description="Snapshots in one job (default: tblite 20, others 1).",
         json_schema_extra=RUNS_ONLY,
     )
     seconds_per_point: Positive | None = Field(
@@ -521,6 +617,16 @@ class Labels(Section):
         description="Seconds that one field point takes on your machine, for the cost estimate of `validate` only.",
         json_schema_extra=RUNS_ONLY,
     )
+
+    @field_validator("engine")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        known = label_engines()
+        if value is None or value in known:
+            return value
+        close = suggestion(value, known)
+        remedy = f"did you mean {close}?" if close else "install the package that brings it along, see docs/engines.md"
+        raise wrong("", f"must be {', '.join(known[:-1])} or {known[-1]}, got {shown(value)}", remedy)
 
     @model_validator(mode="after")
     def _fits_engine(self) -> Self:
@@ -532,19 +638,55 @@ class Labels(Section):
             raise wrong("test_given", "needs labels.given", "add given: or remove test_given:")
         if self.engine == "cp2k" and self.template is None:
             raise wrong("", "has engine: cp2k but no template", "add e.g. template: dft.inp")
-        allowed = {"tblite": {"method", "accuracy"}, "cp2k": {"template", "files"}}
+        if self.engine == "vasp" and self.vasp is None:
+            raise wrong(
+                "",
+                "has engine: vasp but no vasp section",
+                "add vasp: {incar: INCAR, potentials: {family: PBE.54, mapping: {O: O, H: H}}}",
+            )
+        allowed = {
+            "tblite": {"method", "accuracy"},
+            "vasp": {"vasp"},
+        }
         for engine, keys in allowed.items():
             for key in sorted(keys):
                 if self.engine != engine and getattr(self, key):
                     raise wrong(key, f"is for engine: {engine}", "remove it or change the engine")
-        if self.given is not None and self.field_step_au is not None:
-            raise wrong("field_step_au", "does nothing with labels.given", "remove it")
+        if self.scf_threshold is not None and self.engine not in QUALIFIED_ENGINES:
+            raise wrong(
+                "scf_threshold",
+                "is for engine: cp2k and engine: vasp",
+                "write accuracy: instead" if self.engine == "tblite" else "remove it",
+            )
+        for key in ("template", "files"):
+            if getattr(self, key) and self.engine in (None, "tblite", "vasp"):
+                raise wrong(key, "is for engine: cp2k", "remove it or change the engine")
+        if isinstance(self.template, dict) and self.engine != "cp2k":
+            raise wrong("template", f"must name a file with engine: {self.engine}", "write it into one")
+        if self.settings and (self.engine is None or self.engine in ENGINES):
+            raise wrong(
+                "settings", "is for engines of other packages", f"write the keys of {self.engine} under labels instead"
+            )
+        if self.given is not None:
+            for key in ("field_step_au", "gap_eV"):
+                if getattr(self, key) is not None:
+                    raise wrong(key, "does nothing with labels.given", "remove it")
         return self
 
     @property
+    def default_field_step(self) -> float:
+        """Field step of an engine where the campaign says nothing, or ``auto`` [E_h/(e a0)]."""
+        return DEFAULT_FIELD_STEPS.get(self.engine or "tblite", PAPER_FIELD_STEP)
+
+    @property
     def field_step(self) -> float:
-        """Field step h [E_h/(e a0)]."""
-        return self.field_step_au or DEFAULT_FIELD_STEPS[self.engine or "tblite"]
+        """Field step h [E_h/(e a0)]; where the qualification is to choose it, the engine's default."""
+        return self.field_step_au if isinstance(self.field_step_au, float) else self.default_field_step
+
+    @property
+    def waits_for_qualification(self) -> bool:
+        """Whether the qualification chooses the field step or the threshold of the SCF."""
+        return "auto" in (self.field_step_au, self.scf_threshold)
 
     @property
     def tblite_method(self) -> str:
@@ -559,7 +701,89 @@ class Labels(Section):
     @property
     def n_snapshots_per_job(self) -> int:
         """Snapshots in one label job."""
-        return self.snapshots_per_job or DEFAULT_SNAPSHOTS_PER_JOB[self.engine or "tblite"]
+        return self.snapshots_per_job or DEFAULT_SNAPSHOTS_PER_JOB.get(self.engine or "tblite", 1)
+
+
+@functools.cache
+def label_engines() -> tuple[str, ...]:
+    """Return the names of the label engines: those of this package, then those installed beside it."""
+    others = {point.name for point in importlib.metadata.entry_points(group="mimyria_wf.engines")}
+    return (*ENGINES, *sorted(others - set(ENGINES)))
+
+
+class QualificationTolerances(Section):
+    """What a qualification still accepts; errors are shares of the tensors' own spread (Eq. 14)."""
+
+    apt: Positive = Field(0.01, description="Error of an APT by noise and higher orders.")
+    pgt: Positive = Field(0.01, description="Error of a PGT by noise and higher orders.")
+    spatial_apt: Positive = Field(0.04, description="Relative RMSE of APTs, field against spatial derivatives.")
+    spatial_pgt: Positive = Field(0.02, description="Relative RMSE of PGTs, field against spatial derivatives.")
+    sum_rule: Positive = Field(0.05, description="What projecting tensors on the sum rules may change.")
+    field_scale: Positive = Field(0.02, description="Field felt at mixed points over the field given, distance from 1.")
+    gap: Positive = Field(0.2, description="Smallest gap of what counts as an insulator [eV].")
+    drop: Positive = Field(0.5, description="Potential drop of the field over a cell, as a share of the gap.")
+
+
+class QualificationSection(Section):
+    """Whether field step and SCF threshold give sound labels, tried on a snapshot before anything else is spent.
+
+    `true` and `{}` stand for the defaults, `false` switches it off. Without this section, a short one runs for `cp2k`
+    and `vasp`: two field steps at the level of theory as it is and, with CP2K, the APT of one atom from displacements.
+    """
+
+    run: Bool = Field(True, description="Whether to qualify at all.")
+    snapshots: Text | None = Field(
+        None,
+        description="Snapshots to try it on, any format that ASE reads. By default the start structure, or the first "
+        "frame of the first trajectory.",
+        json_schema_extra=FILE,
+    )
+    field_steps_au: tuple[Positive, ...] = Field(
+        (),
+        description="Field steps to screen, two or more; that of the labels is always among them (default: "
+        "`labels.field_step_au` and twice that; with `auto` 2.5e-4, 5e-4, 1e-3 and 2e-3).",
+    )
+    thresholds: tuple[Positive, ...] = Field(
+        (),
+        description="Thresholds of the SCF to screen: EPS_SCF (CP2K), EDIFF (VASP), accuracy (tblite); that of the "
+        "labels is always among them (default: that one alone; with `auto` four powers of ten).",
+    )
+    grid: Literal["cross", "full"] = Field(
+        "cross",
+        description="`cross`: all steps at the tightest threshold, all thresholds at one step; `full`: every pair.",
+    )
+    atoms: tuple[Index, ...] | None = Field(
+        None,
+        description="Atoms of the first snapshot, counted from 0, whose tensors are computed from displacements too "
+        "(default: the first one; with `vasp` and engines of other packages none).",
+    )
+    spatial_targets: tuple[Target, ...] = Field(
+        ("apt",),
+        description="Which tensors those are: 6 points an atom for `apt`, 42 for `pgt`, which holds the APT.",
+    )
+    displacement_A: Positive = Field(0.01, description="Displacement of those atoms.")
+    tolerances: QualificationTolerances = Field(
+        default_factory=lambda: QualificationTolerances.model_validate({}), description="What is accepted."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_bool(cls, value: Any) -> Any:
+        return {"run": value} if isinstance(value, bool) else value
+
+    @field_validator("field_steps_au", "thresholds", "atoms")
+    @classmethod
+    def _different(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise wrong("", f"must name each value once, got {shown(list(value))}", "remove the repeated one")
+        return value
+
+    @field_validator("field_steps_au")
+    @classmethod
+    def _several(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(value) == 1:
+            raise wrong("", f"must be two or more, got {shown(list(value))}", f"write [{value[0]:g}, {2 * value[0]:g}]")
+        return value
 
 
 COMMITTEE_REMEDY = "take " + " or ".join(
@@ -953,7 +1177,7 @@ def _local_code(label: str) -> Computer:
 
 
 class Computers(Section):
-    """Codes and scheduler options; a step that is not named runs with `cp2k` or `mimyria`."""
+    """Codes and scheduler options; a step that is not named runs with `cp2k`, `vasp` or `mimyria`."""
 
     mimyria: Computer = Field(
         default_factory=lambda: _local_code("mimyria-wf"),
@@ -961,6 +1185,9 @@ class Computers(Section):
     )
     cp2k: Computer = Field(
         default_factory=lambda: _local_code("cp2k"), description="CP2K, MD and labels (default `cp2k@localhost`)."
+    )
+    vasp: Computer = Field(
+        default_factory=lambda: _local_code("vasp"), description="VASP, labels (default `vasp@localhost`)."
     )
     md: Computer | None = Field(None, description="MD only; its code must be on the computer of `mimyria`.")
     labels: Computer | None = Field(None, description="Labels only; any computer.")
@@ -988,6 +1215,11 @@ class Campaign(Section):
         None, min_length=1, description="Trajectories with velocities made elsewhere, instead of `sampling:`."
     )
     labels: Labels | None = Field(None, description="Response tensors to learn from. Absent if `models` are given.")
+    qualification: QualificationSection | None = Field(
+        None,
+        description="Trial of the labels' level of theory before anything is spent, `false` for none. By default a "
+        "short one for `cp2k` and `vasp`.",
+    )
     training: Training | None = Field(None, description="The networks. Needed with `labels:`.")
     models: Models | None = Field(
         None, description="Networks made elsewhere: used as they are, or with `labels:` as the start of the training."
@@ -1066,6 +1298,22 @@ class Campaign(Section):
                         f"must be a mapping for a target that is trained, got {shown(own)}",
                         f"targets are {list(self.training.targets)}",
                     )
+        computes_labels = self.labels is not None and self.labels.engine is not None
+        if self.qualification is not None and self.qualification.run and not computes_labels:
+            raise wrong("qualification", "needs labels.engine: it tries the engine's fields", "remove it")
+        if self.labels is not None and self.labels.waits_for_qualification and not self.is_qualified:
+            key = "field_step_au" if self.labels.field_step_au == "auto" else "scf_threshold"
+            raise wrong(f"labels.{key}", "auto needs the qualification", "add qualification: true, or write a number")
+        if self.labels is not None and self.labels.vasp is not None and self.labels.vasp.method != "finite-field":
+            method = self.labels.vasp.method
+            if method == "lepsilon" and "pgt" in self.targets:
+                raise wrong(
+                    "labels.vasp.method",
+                    "lepsilon gives no PGT, but training.targets has pgt",
+                    "write lcalceps or finite-field, or targets: [apt]",
+                )
+            if self.qualification is not None and self.qualification.run:
+                raise wrong("qualification", f"tries forces in fields, which method: {method} has not", "remove it")
         if self.reference is not None and (self.labels is None or self.labels.engine != "tblite"):
             raise wrong(
                 "reference", "needs labels.engine: tblite", "remove it: one label a frame is too dear otherwise"
@@ -1144,6 +1392,16 @@ class Campaign(Section):
         return tuple(target for target in get_args(Target) if getattr(self.models, target) is not None)
 
     @property
+    def is_qualified(self) -> bool:
+        """Whether the labels' level of theory is tried before anything is spent."""
+        if self.labels is None or self.labels.engine is None:
+            return False
+        if self.qualification is not None:
+            return self.qualification.run
+        is_tensor_route = self.labels.vasp is not None and self.labels.vasp.method != "finite-field"
+        return self.labels.engine in QUALIFIED_ENGINES and not is_tensor_route
+
+    @property
     def steps_run(self) -> tuple[Step, ...]:
         """The steps that compute something in this campaign."""
         present: dict[Step, bool] = {
@@ -1155,8 +1413,104 @@ class Campaign(Section):
         }
         return tuple(step for step, is_run in present.items() if is_run)
 
+    def label_template(self) -> "Cp2kSection":
+        """Return the CP2K input that labels start from, with ``labels.scf_threshold`` in it.
+
+        Raises:
+            CampaignError: it cannot be read.
+        """
+        from mimyria_wf.cp2k_input import parse_template, varied_template
+
+        assert self.labels is not None
+        given = self.labels.template
+        assert given is not None
+        if isinstance(given, dict):
+            template = parse_template(json.dumps(given), "labels.template")  # JSON is YAML
+        else:
+            path = self.path(given)
+            template = parse_template(path.read_text(errors="replace"), path.name)
+        threshold = self.labels.scf_threshold
+        return varied_template(template, eps_scf=threshold) if isinstance(threshold, float) else template
+
+    def vasp_settings(self) -> dict[str, Any]:
+        """Return ``labels.vasp`` with the INCAR as tags, ``labels.scf_threshold`` among them.
+
+        Raises:
+            CampaignError: the INCAR cannot be read.
+        """
+        from mimyria_wf.vasp_input import parse_incar
+
+        assert self.labels is not None
+        vasp = self.labels.vasp
+        assert vasp is not None
+        given = vasp.incar
+        if isinstance(given, dict):
+            tags: dict[str, Any] = {key.upper(): value for key, value in given.items()}
+        else:
+            path = self.path(given)
+            tags = dict(parse_incar(path.read_text(errors="replace"), path.name))
+        if isinstance(self.labels.scf_threshold, float):
+            tags["EDIFF"] = self.labels.scf_threshold
+        return {**vasp.model_dump(exclude_none=True), "incar": tags}
+
+    def scf_threshold(self) -> float | None:
+        """Return the threshold that the labels' SCF is run to, None where it is not known.
+
+        Raises:
+            CampaignError: the template cannot be read.
+        """
+        from mimyria_wf.cp2k_input import eps_scf
+
+        if self.labels is None:
+            return None
+        if self.labels.engine == "tblite":
+            from mimyria_wf.tblite_engine import EPS_SCF
+
+            return self.labels.tblite_accuracy * EPS_SCF
+        if self.labels.engine == "cp2k":
+            return eps_scf(self.label_template())
+        return float(self.vasp_settings()["incar"].get("EDIFF", 1e-4)) if self.labels.engine == "vasp" else None
+
+    def qualification_settings(self) -> "QualificationSettings":
+        """Return what the qualification screens.
+
+        Raises:
+            CampaignError: the template cannot be read.
+        """
+        from mimyria_wf.qualification import THRESHOLDS, QualificationSettings, Tolerances
+
+        labels, own = self.labels, self.scf_threshold()
+        assert labels is not None
+        assert labels.engine is not None
+        section = self.qualification or QualificationSection.model_validate({})
+        steps: set[float] = set(section.field_steps_au)
+        if not steps:
+            is_open = labels.field_step_au == "auto"
+            steps = set(QualificationSettings().steps) if is_open else {labels.field_step, 2 * labels.field_step}
+        if labels.field_step_au != "auto":
+            steps.add(labels.field_step)
+        thresholds: set[float] = set(section.thresholds)
+        if labels.scf_threshold == "auto" and not thresholds:
+            thresholds = set(THRESHOLDS[labels.engine])
+        elif thresholds and own is not None and labels.scf_threshold != "auto":
+            thresholds.add(own)
+        atoms = section.atoms
+        if atoms is None:
+            atoms = (0,) if labels.engine in ("cp2k", "tblite") else ()
+        return QualificationSettings(
+            steps=tuple(sorted(steps)),
+            step=None if labels.field_step_au == "auto" else labels.field_step,
+            thresholds=tuple(sorted(thresholds, reverse=True)),
+            grid=section.grid,
+            targets=self.targets,
+            atoms=atoms,
+            displacement=section.displacement_A,
+            polarizability="fields" if "pgt" in section.spatial_targets else "none",
+            tolerances=Tolerances(**section.tolerances.model_dump()),
+        )
+
     def computer_for(self, step: Step) -> Computer:
-        """Return code and options of a step: its own, else ``cp2k`` if CP2K does it, else ``mimyria``."""
+        """Return code and options of a step: its own, else that of the program that does it, else ``mimyria``."""
         own: Computer | None = getattr(self.computers, step)
         if own is not None:
             return own
@@ -1164,7 +1518,8 @@ class Campaign(Section):
             "md": self.sampling.engine if self.sampling else None,
             "labels": self.labels.engine if self.labels else None,
         }
-        return self.computers.cp2k if engines.get(step) == "cp2k" else self.computers.mimyria
+        programs = {"cp2k": self.computers.cp2k, "vasp": self.computers.vasp}
+        return programs.get(engines.get(step) or "", self.computers.mimyria)
 
     def spectrum_settings(self) -> "SpectrumSettings":
         """Return the settings of the spectra."""
@@ -1316,7 +1671,7 @@ class Campaign(Section):
                 entry = getattr(value, name)
                 if entry is None or extra.get("runs_only"):
                     continue
-                if extra.get("file"):
+                if extra.get("file") and not isinstance(entry, dict):
                     entries = (entry,) if isinstance(entry, str) else entry
                     kept[key] = [self._digest(text, (*key_path, key)) for text in entries]
                 elif extra.get("ordered"):

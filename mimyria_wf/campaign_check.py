@@ -6,27 +6,40 @@ name what will run and may disappoint. Both are one line each, with file, line a
 field points, jobs and core hours.
 """
 
+import contextlib
 import difflib
 import functools
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 from ase import Atoms
 from ase.geometry import complete_cell
 
-from mimyria_wf.campaign import Campaign, Step, load_campaign, matching_files, named_files_of, path_from
+from mimyria_wf.campaign import (
+    ENGINES,
+    Campaign,
+    Labels,
+    Step,
+    Vasp,
+    load_campaign,
+    matching_files,
+    named_files_of,
+    path_from,
+)
 from mimyria_wf.campaign_file import CampaignFileError, KeyPath, Problem, Source, read_yaml
 from mimyria_wf.campaign_messages import suggestion
+from mimyria_wf.cp2k_input import Section as Cp2kSection
 from mimyria_wf.errors import CampaignError, EngineError, LabelError, MimyriaError, ModelError
 from mimyria_wf.frames import TrajectoryReader, kinetic_energies
-from mimyria_wf.units import BOLTZMANN_EV, HARTREE_PER_BOHR, WAVENUMBER
+from mimyria_wf.units import BOLTZMANN_EV, WAVENUMBER
 
 TBLITE_SECONDS_PER_POINT = 2.5e-3
 """One field point of 18 atoms with GFN2-xTB on one core [s]; grows about with the square of the atoms."""
@@ -46,6 +59,8 @@ SPLINE_TIME = 4.0
 FIELD_STEPS = (1e-5, 1e-2)
 """Field steps outside give noise or higher orders instead of tensors [E_h/(e a0)]."""
 USUAL_FIELD_STEPS = (2e-4, 3e-3)
+METALS = frozenset({3, 4, 11, 12, 13, *range(19, 32), *range(37, 51), *range(55, 85), *range(87, 119)})
+"""Atomic numbers of elements that are metals by themselves and, with few exceptions, together."""
 POTENTIAL_DROP = 1.0
 """Largest field step times cell length that passes without a word [eV]; an insulator needs a gap well above it."""
 IN_CAMPAIGN = {
@@ -60,6 +75,9 @@ IN_CAMPAIGN = {
     " (--measured-units), or write": " by spectra.measured_units, or write",
 }
 """What the core's messages call differently than a campaign file does."""
+POINTS_PER_JOB = 13
+"""Field points that a job of the qualification computes for each snapshot it may hold."""
+SET_COST = "labels: with CP2K the 13 points of one snapshot cost 4 to 5 runs without field, from which 12 of them start"
 WHOLE_SCAN = 5e8
 """Trajectories up to this size in all are read whole [bytes]; of larger ones some frames."""
 
@@ -75,6 +93,7 @@ class Estimate:
         n_label_snapshots: snapshots to label: largest training set, test set and reference trajectory.
         points_per_snapshot: 13 with the PGT; 7 for the APT alone, the point without a field included.
         n_label_points: single-point calculations.
+        n_qualification_points: those of the qualification before them.
         jobs: number of jobs of each step.
         core_hours: of each step; None where nothing is known before the first job.
         notes: where the numbers come from.
@@ -86,6 +105,7 @@ class Estimate:
     n_label_snapshots: int = 0
     points_per_snapshot: int = 0
     n_label_points: int = 0
+    n_qualification_points: int = 0
     jobs: dict[str, int] = field(default_factory=dict)
     core_hours: dict[str, float | None] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -101,6 +121,7 @@ class Estimate:
             f"MD: {self.n_md_steps} steps, {self.n_frames} stored frames of {self.n_atoms} atoms",
             f"labels: at most {self.n_label_snapshots} snapshots x {self.points_per_snapshot} field points "
             f"= {self.n_label_points} calculations",
+            *([f"qualification: {self.n_qualification_points} calculations"] if self.n_qualification_points else []),
             f"jobs: at most {self.n_jobs} ({', '.join(f'{step} {n}' for step, n in self.jobs.items())})",
         ]
         for step, hours in self.core_hours.items():
@@ -280,7 +301,7 @@ class _Check:
     def warn(self, key_path: KeyPath, statement: str, remedy: str) -> None:
         self.warnings.append(self.campaign.problem(key_path, statement, remedy))
 
-    @contextmanager
+    @contextlib.contextmanager
     def _reporting(self, key_path: KeyPath, path: Path, remedy: str) -> Iterator[None]:
         """Turn an error of the core about a file into a line of the campaign file."""
         try:
@@ -311,8 +332,11 @@ class _Check:
                     (section, "files"), f"must have different file names, {name} is there twice", "rename one of them"
                 )
 
-    def _exists(self, value: str | None) -> bool:
-        return value is not None and any(path.is_file() for path in self.campaign.matches(value))
+    def _exists(self, value: str | dict[str, Any] | None) -> bool:
+        """Say whether a file is there; what stands in the campaign itself is."""
+        return isinstance(value, dict) or (
+            value is not None and any(path.is_file() for path in self.campaign.matches(value))
+        )
 
     def _atoms(self) -> Atoms | None:
         """Return the start structure, or the first frame of the first trajectory."""
@@ -604,7 +628,7 @@ class _Check:
             parse_input(text, path.name)
             render_md(text, atoms, sampling.nvt_settings(seed=1), "nvt")
             self._placeholders(text, path, key_path)
-            self._basis_sets(path, atoms, key_path)
+            self._basis_sets(parse_input(text, path.name), path.name, atoms, key_path)
 
     def _placeholders(self, text: str, path: Path, key_path: KeyPath) -> None:
         lines = [line.split("#")[0].split("!")[0] for line in text.splitlines()]
@@ -633,10 +657,145 @@ class _Check:
                 f"of {step:g} E_h/(e a0) is outside {USUAL_FIELD_STEPS[0]:g} to {USUAL_FIELD_STEPS[1]:g}",
                 "try a few steps on one snapshot first",
             )
+        self._gap(atoms)
         if labels.engine == "tblite":
             self._tblite(atoms)
-        elif self._exists(labels.template):
+        elif labels.engine == "cp2k" and self._exists(labels.template):
             self._label_template(atoms)
+        elif labels.vasp is not None and self._exists(labels.vasp.incar):
+            self._vasp(atoms, labels.vasp)
+        elif labels.engine not in ENGINES:
+            self._other_engine(atoms, labels)
+        self._qualification(atoms, labels)
+
+    def _gap(self, atoms: Atoms) -> None:
+        """Hold the field against the gap, as far as that is known: there must be one, and it must be wide enough.
+
+        VASP refuses e|E.a_i| above a tenth of the gap over N_k. Zener tunnelling sets in well below a drop of the gap
+        itself, above which there is no bound state at all (Souza, Iniguez, Vanderbilt, PRL 89, 117602 (2002)).
+        """
+        from mimyria_wf.finite_field import field_vectors
+        from mimyria_wf.qualification import potential_drop
+
+        labels = self.campaign.labels
+        assert labels is not None
+        metals = sorted(set(atoms.symbols))
+        if atoms.pbc.all() and not set(atoms.numbers) - METALS:
+            self.warn(
+                self._structure_key,
+                f"holds nothing but {', '.join(metals)}, which looks like a metal: it has no polarization in a field",
+                "labels need an insulator; the qualification looks at the gap",
+            )
+        if not FIELD_STEPS[0] <= labels.field_step <= FIELD_STEPS[1] or labels.engine == "vasp":
+            return
+        step_key: KeyPath = ("labels", "field_step_au")
+        drop = potential_drop(atoms, np.array(list(field_vectors(labels.field_step, self.campaign.targets).values())))
+        over = "the cell" if atoms.pbc.all() else "the cluster"
+        what = f"of {labels.field_step:g} E_h/(e a0) drops {drop:.2f} eV across {over}"
+        if labels.gap_eV is None:
+            if atoms.pbc.all() and drop > POTENTIAL_DROP:
+                self.warn(step_key, what, "the band gap must be well above it; lower the step otherwise")
+        elif drop >= labels.gap_eV:
+            self.error(
+                step_key,
+                f"{what}, more than the gap of {labels.gap_eV:g} eV: electrons would leave their atoms",
+                f"write {_round_down(labels.field_step * labels.gap_eV / (10 * drop))} or less",
+            )
+        elif atoms.pbc.all() and 10 * drop > labels.gap_eV:
+            self.warn(
+                step_key,
+                f"{what}, more than a tenth of the gap of {labels.gap_eV:g} eV",
+                f"{_round_down(labels.field_step * labels.gap_eV / (10 * drop))} is safe",
+            )
+
+    def _vasp(self, atoms: Atoms, vasp: Vasp) -> None:
+        """Hold INCAR, k-points and potentials against the system and the field."""
+        from mimyria_wf.vasp_input import VaspTemplate, check_vasp_template
+
+        labels, here = self.campaign.labels, ("labels", "vasp")
+        assert labels is not None
+        if not atoms.pbc.all():
+            self.error(
+                ("labels", "engine"), "vasp needs a cell, the system has none", "give system.cell_A with vacuum around"
+            )
+            return
+        for symbol in sorted(set(atoms.symbols) - set(vasp.potentials.mapping)):
+            self.error(
+                (*here, "potentials", "mapping"),
+                f"must name a potential for every element, {symbol} is missing",
+                f"add {symbol}: {symbol}",
+            )
+        path = self.campaign.path(vasp.incar) if isinstance(vasp.incar, str) else Path("INCAR")
+        with self._reporting((*here, "incar"), path, "correct it"):
+            template = VaspTemplate.from_settings(
+                incar=self.campaign.vasp_settings()["incar"],
+                kpoints=list(vasp.kpoints.divisions(atoms.cell.array)),
+            )
+            warnings = check_vasp_template(
+                template, atoms, self.campaign.targets, vasp.method, labels.field_step, labels.gap_eV
+            )
+            for warning in warnings:
+                statement, _, remedy = warning.partition("; ")
+                self.warn((*here, "incar"), f"in {path.name}: {statement}", remedy)
+
+    def _other_engine(self, atoms: Atoms, labels: Labels) -> None:
+        """Ask an engine of another package itself, if it runs in this environment."""
+        from mimyria_wf.field_engine import make_engine
+
+        assert labels.engine is not None
+        computer, own = self.campaign.computer_for("labels"), self.campaign.computers.mimyria
+        if not computer.is_local or computer.code != own.code:
+            return
+        files = {Path(name).name: self.campaign.path(name) for name in labels.files if self._exists(name)}
+        if isinstance(labels.template, str) and self._exists(labels.template):
+            files["template"] = self.campaign.path(labels.template)
+        with self._reporting(("labels", "settings"), Path(labels.engine), "correct it"):
+            engine = make_engine(labels.engine, labels.settings, files)
+            for warning in engine.check(atoms, self.campaign.targets, labels.field_step):
+                statement, _, remedy = warning.partition("; ")
+                self.warn(("labels", "engine"), f"{labels.engine}: {statement}", remedy)
+
+    def _qualification(self, atoms: Atoms, labels: Labels) -> None:
+        """Check what is to be screened, and on what."""
+        section = self.campaign.qualification
+        if not self.campaign.is_qualified or section is None:
+            return
+        here: KeyPath = ("qualification",)
+        for name, limits in (("field_steps_au", FIELD_STEPS), ("thresholds", (1e-14, 1e-3))):
+            for value in getattr(section, name):
+                if not limits[0] <= value <= limits[1]:
+                    self.error(
+                        (*here, name),
+                        f"must lie between {limits[0]:g} and {limits[1]:g}, got {value:g}",
+                        "remove it",
+                    )
+        if section.thresholds and labels.engine not in ENGINES:
+            self.error(
+                (*here, "thresholds"), f"cannot be screened with engine: {labels.engine}", "remove them: steps can be"
+            )
+        tried, key = atoms, self._structure_key
+        if section.snapshots is not None and self._exists(section.snapshots):
+            path, key = self.campaign.path(section.snapshots), (*here, "snapshots")
+            try:
+                frames = list(ase.io.iread(path, index=":"))
+            except Exception as error:  # noqa: BLE001 - ASE's readers raise whatever their parsing runs into
+                reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+                self.error(key, f"must name a file that ASE reads, {path.name}: {reason}", "check the file")
+                return
+            tried = frames[0]
+            for frame in frames:
+                if sorted(frame.numbers) != sorted(atoms.numbers):
+                    found, wanted = frame.get_chemical_formula(), atoms.get_chemical_formula()
+                    self.error(key, f"must hold the system, {wanted}, {path.name} has {found}", "take frames of it")
+                    return
+                if (frame.pbc != atoms.pbc).any():
+                    self.error(key, f"must have the boundaries of the system, those in {path.name} differ", "set pbc")
+                    return
+        wrong = [index for index in section.atoms or () if index >= len(tried)]
+        if wrong:
+            self.error(
+                (*here, "atoms"), f"must be below {len(tried)}, the number of atoms, got {wrong}", "they count from 0"
+            )
 
     def _tblite(self, atoms: Atoms) -> None:
         labels = self.campaign.labels
@@ -656,45 +815,33 @@ class _Check:
             )
 
     def _label_template(self, atoms: Atoms) -> None:
-        from mimyria_wf.cp2k_input import check_label_template, parse_input
+        from mimyria_wf.cp2k_input import check_label_template
 
         labels = self.campaign.labels
         assert labels is not None
-        assert labels.template is not None
+        given = labels.template
         key_path: KeyPath = ("labels", "template")
-        path = self.campaign.path(labels.template)
+        path = self.campaign.path(given) if isinstance(given, str) else Path("the campaign")
         with self._reporting(key_path, path, f"correct {path.name}"):
-            text = path.read_text(errors="replace")
-            parsed = parse_input(text, path.name)
-            for warning in check_label_template(parsed, atoms, self.campaign.targets):
+            template = self.campaign.label_template()
+            for warning in check_label_template(template, atoms, self.campaign.targets):
                 statement, _, remedy = warning.partition("; ")
                 # beyond the threshold a PGT is noise (218 % off at 1e-6): nothing worth submitting
-                note = self.error if "too loose" in warning else self.warn
+                note = self.error if "too loose" in warning and labels.scf_threshold != "auto" else self.warn
                 note(key_path, f"in {path.name}: {statement.removeprefix('CP2K template: ')}", remedy)
-            self._basis_sets(path, atoms, key_path)
-        if atoms.pbc.all():
-            heights = cell_heights(atoms)
-            drop = math.sqrt(2) * labels.field_step * HARTREE_PER_BOHR * float(atoms.cell.lengths().max())
-            if drop > POTENTIAL_DROP:
-                self.warn(
-                    ("labels", "field_step_au"),
-                    f"of {labels.field_step:g} E_h/(e a0) drops {drop:.2f} eV across the cell",
-                    "the band gap must be well above it; lower the step otherwise",
-                )
-            if heights.min() < 8:
-                self.warn(
-                    ("labels", "engine"),
-                    f"cp2k with a cell height of {heights.min():.2f} A: PERIODIC_EFIELD leaves a net force in small "
-                    "cells (CP2K before PR 5308)",
-                    "look at the sum rules of the first labels",
-                )
+            self._basis_sets(template, path.name, atoms, key_path)
+        if atoms.pbc.all() and cell_heights(atoms).min() < 8:
+            self.warn(
+                ("labels", "engine"),
+                f"cp2k with a cell height of {cell_heights(atoms).min():.2f} A: PERIODIC_EFIELD leaves a net force in "
+                "small cells (CP2K before PR 5308)",
+                "look at the sum rules of the first labels",
+            )
 
-    def _basis_sets(self, path: Path, atoms: Atoms, key_path: KeyPath) -> None:
-        """Warn of basis sets and potentials that CP2K's data folder on this machine does not have."""
-        from mimyria_wf.cp2k_input import parse_input
-
+    def _basis_sets(self, template: Cp2kSection, where: str, atoms: Atoms, key_path: KeyPath) -> None:
+        """Name basis sets and potentials that CP2K's data folder on this machine does not have."""
         folder = cp2k_data()
-        force_eval = parse_input(path.read_text(errors="replace"), path.name).section("FORCE_EVAL")
+        force_eval = template.section("FORCE_EVAL")
         if folder is None or force_eval is None or force_eval.section("DFT") is None:
             return
         own_files = {
@@ -711,9 +858,7 @@ class _Check:
             if Path(name).is_absolute():
                 continue  # on another computer perhaps
             if not file.is_file():
-                self.warn(
-                    key_path, f"names {name} in {path.name}, which CP2K does not bring along", "list it under files:"
-                )
+                self.warn(key_path, f"names {name} in {where}, which CP2K does not bring along", "list it under files:")
                 continue
             known = _names_in_data_file(file)
             for symbol in sorted(set(atoms.get_chemical_symbols())):
@@ -724,7 +869,7 @@ class _Check:
                     close = suggestion(wanted, sorted(known.get(symbol.upper(), ())))
                     self.error(
                         key_path,
-                        f"asks in {path.name} for {what} {wanted} of {symbol}, which is not in {name}",
+                        f"asks in {where} for {what} {wanted} of {symbol}, which is not in {name}",
                         f"did you mean {close}?" if close else "correct the name or the file",
                     )
 
@@ -1110,7 +1255,7 @@ def estimate_cost(campaign: Campaign, n_atoms: int, n_frames: Sequence[int]) -> 
                 "MD: for a committee of eight networks on one core; CP2K on n cores takes less time, not less cost"
             )
         core_hours["md"] = None if seconds is None or not n_atoms else n_md_steps * seconds / 3600
-    n_snapshots = points = 0
+    n_snapshots = points = n_qualification = 0
     if labels is not None and labels.engine is not None and training is not None:
         points = 13 if "pgt" in training.targets else 7
         sizes = [training.sizes[0] + (training.test_size or 0)]
@@ -1128,6 +1273,20 @@ def estimate_cost(campaign: Campaign, n_atoms: int, n_frames: Sequence[int]) -> 
         core_hours["labels"] = None if seconds is None else n_snapshots * points * seconds * n_cores / 3600
         if seconds is None:
             notes.append("labels: give labels.seconds_per_point once you know it")
+        elif n_atoms:
+            notes.append(
+                f"labels: the {points} field points of one snapshot take about {_two_digits(points * seconds)} s"
+            )
+        if labels.engine == "cp2k":
+            notes.append(SET_COST)
+        trial = _qualification_points(campaign, n_atoms)
+        if trial:
+            n_qualification = sum(size * n for size, n in trial.items())
+            limit = POINTS_PER_JOB * labels.n_snapshots_per_job
+            jobs["qualification"] = sum(
+                math.ceil(n / max(1, limit // size)) * math.ceil(size / limit) for size, n in trial.items()
+            )
+            core_hours["qualification"] = None if seconds is None else n_qualification * seconds * n_cores / 3600
         jobs["selection"] = len(training.sizes) if training.selection == "committee" else 1
     if campaign.spectra.groups is not None:
         jobs["groups"] = 1
@@ -1148,8 +1307,35 @@ def estimate_cost(campaign: Campaign, n_atoms: int, n_frames: Sequence[int]) -> 
         jobs["comparison"] = 1
     core_hours["prediction"] = None
     return Estimate(
-        n_atoms, n_md_steps, sum(n_frames), n_snapshots, points, n_snapshots * points, jobs, core_hours, tuple(notes)
+        n_atoms=n_atoms,
+        n_md_steps=n_md_steps,
+        n_frames=sum(n_frames),
+        n_label_snapshots=n_snapshots,
+        points_per_snapshot=points,
+        n_label_points=n_snapshots * points,
+        n_qualification_points=n_qualification,
+        jobs=jobs,
+        core_hours=core_hours,
+        notes=tuple(notes),
     )
+
+
+def _qualification_points(campaign: Campaign, n_atoms: int) -> Counter[int]:
+    """Return how many runs of how many field points a qualification has; none where it is off or not yet known."""
+    from mimyria_wf.qualification import plan
+
+    section = campaign.qualification
+    n_snapshots = 1
+    if section is not None and section.snapshots is not None:
+        with contextlib.suppress(Exception):  # reported with the file
+            n_snapshots = len(list(ase.io.iread(campaign.path(section.snapshots), index=":")))
+    if not campaign.is_qualified or not n_atoms:
+        return Counter()
+    try:
+        atoms = Atoms(f"H{n_atoms}", positions=np.zeros((n_atoms, 3)))
+        return Counter(len(task.vectors) for task in plan([atoms] * n_snapshots, campaign.qualification_settings()))
+    except (OSError, MimyriaError):
+        return Counter()  # reported with the template
 
 
 def cp2k_data() -> Path | None:
@@ -1170,6 +1356,12 @@ def _names_in_data_file(path: Path) -> dict[str, frozenset[str]]:
             if len(words) > 1 and words[0].isalpha() and words[0][0].isupper():
                 names.setdefault(words[0].upper(), set()).update(word.upper() for word in words[1:])
     return {symbol: frozenset(found) for symbol, found in names.items()}
+
+
+def _round_down(value: float) -> str:
+    """Return a positive number with one digit, not above the value."""
+    power = math.floor(math.log10(value))
+    return f"{math.floor(value / 10.0**power + 1e-9)}.0e{power}"
 
 
 def _has_gpu() -> bool:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 import mimyria_wf
-from mimyria_wf.campaign import COMMITTEE_REMEDY, Campaign, load_campaign, parse_campaign
+from mimyria_wf.campaign import COMMITTEE_REMEDY, Campaign, Kpoints, load_campaign, parse_campaign
 from mimyria_wf.campaign_docs import schema_markdown
 from mimyria_wf.campaign_file import CampaignFileError
 from mimyria_wf.campaign_messages import suggestion
@@ -64,6 +64,15 @@ reference:
 computers:
   mimyria: {code: mimyria-wf@localhost, max_concurrent: 2}
 """
+
+LABELS = "  engine: tblite\n  method: GFN2-xTB\n  accuracy: 0.01\n  field_step_au: 1.0e-3\n"
+
+
+def with_labels(labels: str) -> str:
+    """Return the campaign with another engine's labels."""
+    assert LABELS in CLUSTER
+    return CLUSTER.replace(LABELS, labels).replace("reference:\n  trajectory: 0\n", "")
+
 
 BAD = [
     pytest.param(
@@ -309,8 +318,113 @@ BAD = [
     pytest.param(
         "  engine: tblite",
         "  engine: tblight",
-        "labels.engine must be tblite or cp2k, got 'tblight': did you mean tblite? (campaign.yaml, line 24)",
+        "labels.engine must be tblite, cp2k or vasp, got 'tblight': did you mean tblite? (campaign.yaml, line 24)",
         id="unknown_engine",
+    ),
+    pytest.param(
+        "  engine: tblite",
+        "  engine: vasp",
+        (
+            "labels has engine: vasp but no vasp section: add vasp: {incar: INCAR, potentials: {family: PBE.54, "
+            "mapping: {O: O, H: H}}} (campaign.yaml, line 23)"
+        ),
+        id="vasp_without_section",
+    ),
+    pytest.param(
+        LABELS,
+        "  engine: vasp\n  vasp: {incar: INCAR}\n",
+        "labels.vasp.potentials is missing: add potentials: (PAW potentials) (campaign.yaml, line 25)",
+        id="vasp_without_potentials",
+    ),
+    pytest.param(
+        LABELS,
+        "  engine: vasp\n  vasp:\n    incar: 5\n    potentials: {family: PBE.54, mapping: {O: O}}\n",
+        (
+            "labels.vasp.incar must be a file or a section of keys and values, got 5: name a file "
+            "(campaign.yaml, line 26)"
+        ),
+        id="vasp_incar_is_a_number",
+    ),
+    pytest.param(
+        LABELS,
+        "  engine: vasp\n  vasp:\n    incar: {EDIFF: 1.0e-8}\n    potentials: {family: PBE.54, mapping: {O: O}}\n"
+        "    kpoints: {mesh: [2, 2, 2], spacing_per_A: 0.2}\n",
+        ("labels.vasp.kpoints.spacing_per_A is given together with mesh: keep one of the two (campaign.yaml, line 28)"),
+        id="vasp_two_meshes",
+    ),
+    pytest.param(
+        LABELS,
+        "  engine: vasp\n  vasp:\n    incar: {EDIFF: 1.0e-8}\n    potentials: {family: PBE.54, mapping: {O: O}}\n"
+        "    method: lepsilon\n",
+        (
+            "labels.vasp.method lepsilon gives no PGT, but training.targets has pgt: write lcalceps or finite-field, "
+            "or targets: [apt] (campaign.yaml, line 28)"
+        ),
+        id="vasp_lepsilon_with_pgt",
+    ),
+    pytest.param(
+        "  engine: tblite",
+        "  engine: tblite\n  settings: {charge: 1}",
+        (
+            "labels.settings is for engines of other packages: write the keys of tblite under labels instead "
+            "(campaign.yaml, line 25)"
+        ),
+        id="settings_of_a_known_engine",
+    ),
+    pytest.param(
+        "  engine: tblite",
+        "  engine: tblite\n  scf_threshold: 1.0e-8",
+        "labels.scf_threshold is for engine: cp2k and engine: vasp: write accuracy: instead (campaign.yaml, line 25)",
+        id="scf_threshold_of_tblite",
+    ),
+    pytest.param(
+        "  field_step_au: 1.0e-3",
+        "  field_step_au: auto",
+        "labels.field_step_au auto needs the qualification: add qualification: true, or write a number "
+        "(campaign.yaml, line 27)",
+        id="auto_without_qualification",
+    ),
+    pytest.param(
+        "  field_step_au: 1.0e-3",
+        "  field_step_au: automatic",
+        (
+            "labels.field_step_au must be auto or a positive number, got 'automatic': write auto, or a number such as "
+            "5.0e-4 (campaign.yaml, line 27)"
+        ),
+        id="field_step_is_a_word",
+    ),
+    pytest.param(
+        "labels:\n",
+        "qualification: {field_steps_au: [5.0e-4]}\nlabels:\n",
+        (
+            "qualification.field_steps_au must be two or more, got [0.0005]: write [0.0005, 0.001] "
+            "(campaign.yaml, line 23)"
+        ),
+        id="one_step_to_screen",
+    ),
+    pytest.param(
+        "labels:\n",
+        "qualification: {atoms: [1, 1]}\nlabels:\n",
+        "qualification.atoms must name each value once, got [1, 1]: remove the repeated one (campaign.yaml, line 23)",
+        id="atom_twice",
+    ),
+    pytest.param(
+        "labels:\n",
+        "qualification: {eps_scf: [1.0e-7]}\nlabels:\n",
+        (
+            "qualification.eps_scf is not a key of qualification: known keys are run, snapshots, field_steps_au, "
+            "thresholds, grid, atoms, spatial_targets, displacement_A, tolerances (campaign.yaml, line 23)"
+        ),
+        id="unknown_key_of_qualification",
+    ),
+    pytest.param(
+        "labels:\n",
+        "qualification: maybe\nlabels:\n",
+        (
+            "qualification must be a section of keys and values, got 'maybe': write {key: value} or indented keys "
+            "below it (campaign.yaml, line 23)"
+        ),
+        id="qualification_is_a_word",
     ),
     pytest.param(
         "  engine: ase",
@@ -1096,6 +1210,95 @@ def test_steps_have_their_own_computers() -> None:
 )
 def test_suggestion(key: str, known: list[str], meant: str | None) -> None:
     assert suggestion(key, known) == meant
+
+
+VASP_LABELS = """\
+  engine: vasp
+  vasp:
+    incar: {EDIFF: 1.0e-7, ISMEAR: 0}
+    potentials: {family: PBE.54, mapping: {O: O, H: H}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("labels", "section", "expected"),
+    [
+        ("  engine: tblite\n", "", False),
+        ("  engine: tblite\n", "qualification: true\n", True),
+        ("  engine: tblite\n", "qualification: {}\n", True),
+        ("  engine: cp2k\n  template: water_pbe_szv.inp\n", "", True),
+        ("  engine: cp2k\n  template: water_pbe_szv.inp\n", "qualification: false\n", False),
+        ("  engine: cp2k\n  template: water_pbe_szv.inp\n", "qualification: {run: false, atoms: [1]}\n", False),
+        (VASP_LABELS, "", True),
+        (VASP_LABELS + "    method: lcalceps\n", "", False),
+    ],
+)
+def test_dear_labels_are_qualified_unless_told_not_to(labels: str, section: str, expected: bool) -> None:
+    campaign = parse_campaign(with_labels(labels) + section)
+    assert campaign.is_qualified is expected
+    assert Campaign.from_dict(campaign.to_dict()).is_qualified is expected
+
+
+def test_what_is_screened_holds_step_and_threshold_of_the_labels() -> None:
+    cp2k = "  engine: cp2k\n  template: water_pbe_szv.inp\n"
+    campaign = parse_campaign(with_labels(cp2k))
+    settings = campaign.qualification_settings()
+    assert (settings.steps, settings.step, settings.thresholds) == ((5e-4, 1e-3), 5e-4, ())
+    assert (settings.atoms, settings.polarizability, settings.targets) == ((0,), "none", ("apt", "pgt"))
+    text = with_labels(f"{cp2k}  field_step_au: 7.0e-4\n")
+    section = "qualification: {field_steps_au: [2.5e-4, 1.0e-3], thresholds: [1.0e-6], spatial_targets: [pgt]}\n"
+    settings = parse_campaign(text + section).qualification_settings()
+    assert settings.steps == (2.5e-4, 7e-4, 1e-3)
+    assert settings.step == 7e-4
+    assert settings.thresholds == (1e-6, 1e-8)
+    assert settings.polarizability == "fields"
+    auto = f"{cp2k}  field_step_au: auto\n  scf_threshold: auto\n"
+    settings = parse_campaign(with_labels(auto)).qualification_settings()
+    assert len(settings.steps) == 4
+    assert len(settings.thresholds) == 4
+
+
+def test_a_template_may_stand_in_the_campaign_with_another_threshold(tmp_path: Path) -> None:
+    """Nested keys mean what the file means, and the threshold replaces the template's."""
+    from mimyria_wf.cp2k_input import eps_scf, parse_template
+
+    (tmp_path / "dft.inp").write_text(
+        "&FORCE_EVAL\n&DFT\n&SCF\nEPS_SCF 1e-6\n&OT ON\n&END\n&END\n&END\n&END FORCE_EVAL\n"
+    )
+    (tmp_path / "water.xyz").write_text("1\n\nHe 0 0 0\n")
+    nested = "{FORCE_EVAL: {DFT: {SCF: {EPS_SCF: 1.0e-6, OT: {_: 'ON'}}}}}"
+    for template in ("dft.inp", nested):
+        text = with_labels(f"  engine: cp2k\n  template: {template}\n")
+        campaign = parse_campaign(text, directory=tmp_path)
+        assert campaign.scf_threshold() == 1e-6
+        assert campaign.label_template().is_on("FORCE_EVAL/DFT/SCF/OT")
+        tight = parse_campaign(text.replace("  template:", "  scf_threshold: 1.0e-9\n  template:"), directory=tmp_path)
+        assert tight.scf_threshold() == eps_scf(tight.label_template()) == 1e-9
+        assert tight.content_key() != campaign.content_key()
+    assert parse_template((tmp_path / "dft.inp").read_text()) is not None
+
+
+def test_incar_is_a_file_or_its_tags(tmp_path: Path) -> None:
+    (tmp_path / "water.xyz").write_text("1\n\nHe 0 0 0\n")
+    (tmp_path / "INCAR").write_text("EDIFF = 1E-7  ! tight\nISMEAR = 0\n")
+    inside = parse_campaign(with_labels(VASP_LABELS), directory=tmp_path)
+    beside = VASP_LABELS.replace("{EDIFF: 1.0e-7, ISMEAR: 0}", "INCAR")
+    outside = parse_campaign(with_labels(beside), directory=tmp_path)
+    assert [value for _, value in outside.named_files() if value == "INCAR"]
+    assert not [value for _, value in inside.named_files() if isinstance(value, dict)]
+    for campaign in (inside, outside):
+        assert set(campaign.vasp_settings()["incar"]) == {"EDIFF", "ISMEAR"}
+        assert campaign.scf_threshold() == 1e-7
+        assert campaign.vasp_settings()["kpoints"] == {"mesh": (1, 1, 1)}
+    assert len({inside.content_key(), outside.content_key()}) == 2
+    assert inside.computer_for("labels").code == "vasp@localhost"
+
+
+def test_kpoints_by_spacing() -> None:
+    """b_i/spacing, rounded up: 2 pi/10 A = 0.63 1/A takes four points of 0.2 1/A."""
+    points = Kpoints.model_validate({"spacing_per_A": 0.2})
+    assert points.divisions(np.diag([10.0, 20.0, 40.0])) == (4, 2, 1)
+    assert Kpoints.model_validate({"mesh": [3, 2, 1]}).divisions(np.eye(3)) == (3, 2, 1)
 
 
 def test_the_documentation_is_current() -> None:

@@ -9,6 +9,7 @@ from aiida import orm
 from aiida.engine import ExitCode, ProcessBuilder, ProcessSpec, ToContext, if_
 from aiida.plugins import CalculationFactory, WorkflowFactory
 
+from mimyria_wf.calculators.qualification import adopt_recommendation, varied_level
 from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata, reason
 
 
@@ -23,6 +24,19 @@ class CampaignWorkChain(WindowedWorkChain):
         """Declare inputs, outline and outputs."""
         super().define(spec)
         spec.input("code", valid_type=orm.AbstractCode, help="The console script mimyria-wf.")
+        spec.expose_inputs(
+            WorkflowFactory("mimyria_wf.qualification"),
+            namespace="qualification",
+            include=("snapshots", "screening"),
+            namespace_options={
+                "required": False,
+                "populate_defaults": False,
+                "help": "Trial of the labels' level of theory before anything is spent.",
+            },
+        )
+        spec.input("verdict", valid_type=orm.Dict, required=False, help="Of a qualification that was made before.")
+        about = "step, threshold: what the qualification chooses for the labels."
+        spec.input("adopt", valid_type=orm.List, required=False, help=about)
         spec.expose_inputs(
             WorkflowFactory("mimyria_wf.sampling"),
             namespace="sampling",
@@ -71,6 +85,8 @@ class CampaignWorkChain(WindowedWorkChain):
         spec.input("options", valid_type=orm.Dict, required=False, help="training, prediction, spectra, selection")
         spec.input("clean_workdir", valid_type=orm.Bool, required=False, help="Remove work directories on success.")
         spec.outline(
+            if_(cls.needs_qualification)(cls.run_qualification),
+            cls.inspect_qualification,
             if_(cls.needs_sampling)(cls.run_sampling, cls.inspect_sampling),
             if_(cls.needs_preparation)(cls.run_preparation, cls.inspect_preparation),
             if_(cls.needs_refinement)(cls.run_refinement, cls.inspect_refinement),
@@ -79,6 +95,7 @@ class CampaignWorkChain(WindowedWorkChain):
             cls.run_spectra,
             cls.finish,
         )
+        spec.output("verdict", valid_type=orm.Dict, required=False, help="Of the qualification.")
         spec.output_namespace("models", valid_type=orm.SinglefileData, dynamic=True)
         spec.output_namespace("iterations", valid_type=orm.Dict, dynamic=True)
         spec.output_namespace("labels", valid_type=orm.SinglefileData, dynamic=True)
@@ -94,6 +111,7 @@ class CampaignWorkChain(WindowedWorkChain):
         spec.output("groups_files", valid_type=orm.FolderData, required=False)
         spec.output("comparison", valid_type=orm.Dict, required=False, help="Explicit against predicted spectra.")
         spec.output("comparison_files", valid_type=orm.FolderData, required=False)
+        spec.exit_code(437, "ERROR_QUALIFICATION", message="The labels do not qualify: {detail}")
         spec.exit_code(430, "ERROR_SAMPLING", message="Sampling failed: {detail}")
         spec.exit_code(431, "ERROR_SELECTION", message="The choice of snapshots failed: {detail}")
         spec.exit_code(432, "ERROR_REFINEMENT", message="Refinement failed: {detail}")
@@ -116,6 +134,46 @@ class CampaignWorkChain(WindowedWorkChain):
         builder = cls.get_builder()
         builder._update(protocol_inputs(structure, protocol, overrides, name))
         return builder
+
+    def needs_qualification(self) -> bool:
+        """Is the labels' level of theory to be tried?"""
+        return "qualification" in self.inputs and "verdict" not in self.inputs
+
+    def run_qualification(self) -> ToContext:
+        """Submit the qualification."""
+        labels = self.inputs.refinement.labels
+        names = ("code", "settings", "template", "files", "engine", "options")
+        inputs = {**self.inputs.qualification, **{name: labels[name] for name in names if name in labels}}
+        process = WorkflowFactory("mimyria_wf.qualification")
+        return ToContext(qualification=self.submit_once("qualification", process, inputs))
+
+    def inspect_qualification(self) -> ExitCode | None:
+        """Go on if field step and threshold of the labels are sound, or are to be those recommended."""
+        child = self.ctx.get("qualification")
+        self.ctx.verdict = child.outputs.get("verdict") if child is not None else self.inputs.get("verdict")
+        if self.ctx.verdict is not None:
+            self.out("verdict", self.ctx.verdict)
+        if child is not None and not child.is_finished_ok:
+            return self.exit_codes.ERROR_QUALIFICATION.format(detail=reason(child))
+        if self.ctx.verdict is not None and "adopt" not in self.inputs and self.ctx.verdict["objections"]:
+            return self.exit_codes.ERROR_QUALIFICATION.format(detail="; ".join(self.ctx.verdict["objections"]))
+        return None
+
+    def _qualified(self, labels: dict[str, Any]) -> dict[str, Any]:
+        """Return the inputs of labels with what the qualification recommends, where it was asked to choose."""
+        if "adopt" not in self.inputs:
+            return labels
+        changes: dict[str, Any] = {"adopt": self.inputs.adopt.get_list()}
+        changed: dict[str, Any] = {}
+        if "threshold" in changes["adopt"]:
+            settings, variation = labels["settings"].get_dict(), {"eps_scf": self.ctx.verdict["eps_scf"]}
+            level, changed = varied_level(settings["engine"], settings["level_of_theory"], labels, variation)
+            changes["level_of_theory"] = level
+        return {
+            **labels,
+            **changed,
+            "settings": adopt_recommendation(labels["settings"], self.ctx.verdict, orm.Dict(changes)),
+        }
 
     def needs_sampling(self) -> bool:
         """Are trajectories to be made?"""
@@ -216,6 +274,8 @@ class CampaignWorkChain(WindowedWorkChain):
                 inputs[name] = self.inputs[name]
         if self.ctx.models:
             inputs["models"] = self.ctx.models
+        if "labels" in inputs:
+            inputs["labels"] = self._qualified(dict(inputs["labels"]))
         if "options" in self.inputs:
             inputs["options"] = self.inputs.options
         if "selection" in self.ctx:
@@ -243,6 +303,7 @@ class CampaignWorkChain(WindowedWorkChain):
         for part in range(n_parts):
             flags = {
                 **reference["flags"],
+                **({"step": self.ctx.verdict["step"]} if "adopt" in self.inputs else {}),
                 "start": part * n_frames // n_parts,
                 "stop": (part + 1) * n_frames // n_parts,
             }

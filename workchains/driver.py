@@ -29,8 +29,12 @@ from mimyria_wf.errors import CampaignError
 
 CAMPAIGN_KEY = "mimyria_wf_campaign_key"
 RUNNER_KEY = "mimyria_wf_runner"
-EXECUTABLES: Mapping[str, tuple[str, ...]] = {"mimyria-wf": ("mimyria-wf",), "cp2k": ("cp2k.psmp", "cp2k.ssmp", "cp2k")}
-PLUGINS = {"mimyria-wf": "mimyria_wf.training", "cp2k": "mimyria_wf.cp2k.fields"}
+EXECUTABLES: Mapping[str, tuple[str, ...]] = {
+    "mimyria-wf": ("mimyria-wf",),
+    "cp2k": ("cp2k.psmp", "cp2k.ssmp", "cp2k"),
+    "vasp": ("vasp_std",),
+}
+PLUGINS = {"mimyria-wf": "mimyria_wf.training", "cp2k": "mimyria_wf.cp2k.fields", "vasp": "vasp.vasp"}
 PROFILE_NAME = "mimyria_wf"
 
 
@@ -124,7 +128,8 @@ def campaign_codes(campaign: Campaign) -> dict[str, orm.AbstractCode]:
     for step in campaign.steps_run:
         where = (step,) if getattr(campaign.computers, step) is not None else None
         code = campaign.computer_for(step).code
-        wanted[where or (("mimyria",) if code == campaign.computers.mimyria.code else ("cp2k",))] = code
+        by_program = {campaign.computers.mimyria.code: "mimyria", campaign.computers.cp2k.code: "cp2k"}
+        wanted[where or (by_program.get(code, "vasp"),)] = code
     codes: dict[str, orm.AbstractCode] = {}
     problems: list[str] = []
     for key_path, name in wanted.items():
@@ -298,17 +303,25 @@ def submit(inputs: dict[str, Any], campaign: Campaign) -> orm.WorkChainNode:
 def reuse(inputs: dict[str, Any], failed: orm.WorkChainNode) -> dict[str, Any]:
     """Return inputs in which what a failed campaign finished stands in for what would be computed again.
 
-    Trajectories are handed over as data; labels are found by their keys anyway (:mod:`mimyria_wf.workchains.labels`).
+    Verdict and trajectories are handed over as data; labels are found by their keys anyway
+    (:mod:`mimyria_wf.workchains.labels`).
     """
-    sampling = next(
-        (child for child in failed.called if child.process_label == "SamplingWorkChain" and child.is_finished_ok), None
-    )
     # a campaign that was itself a repetition has them among its inputs
+    qualification = _finished(failed, "QualificationWorkChain")
+    source = qualification.outputs if qualification is not None else failed.inputs
+    if "qualification" in inputs and "verdict" in source:
+        inputs = {**inputs, "verdict": source.verdict}
+    sampling = _finished(failed, "SamplingWorkChain")
     source = sampling.outputs if sampling is not None else failed.inputs
-    if "sampling" not in inputs or "manifest" not in source:
-        return inputs
-    kept = {key: value for key, value in inputs.items() if key != "sampling"}
-    return {**kept, "trajectories": dict(source.trajectories), "manifest": source.manifest}
+    if "sampling" in inputs and "manifest" in source:
+        kept = {key: value for key, value in inputs.items() if key != "sampling"}
+        inputs = {**kept, "trajectories": dict(source.trajectories), "manifest": source.manifest}
+    return inputs
+
+
+def _finished(campaign: orm.WorkChainNode, label: str) -> orm.ProcessNode | None:
+    """Return the part of a campaign that was done by a workchain, None unless it ended well."""
+    return next((child for child in campaign.called if child.process_label == label and child.is_finished_ok), None)
 
 
 @contextlib.contextmanager

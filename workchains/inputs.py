@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import ase
+import ase.io
 from aiida import orm
 from ruamel.yaml import YAML
 
 from mimyria_wf.calculators.cp2k import template_level_of_theory
 from mimyria_wf.calculators.data import structure_from_atoms
 from mimyria_wf.campaign import Campaign, Labels, Sampling, Step, Training
+from mimyria_wf.cp2k_input import write_input
 from mimyria_wf.errors import CampaignError
 from mimyria_wf.labels import read_labels
 
@@ -223,26 +227,13 @@ def _refinement_inputs(campaign: Campaign, labels: Labels, codes: Mapping[str, o
     if labels.given is not None:
         refinement.update(_given_labels(campaign, labels))
         return inputs
-    computer = campaign.computer_for("labels")
-    level = level_of_theory(campaign, labels)
-    refinement["labels"] = {
-        "code": codes[computer.code],
-        "settings": orm.Dict(
-            {
-                "engine": labels.engine,
-                "level_of_theory": level,
-                "targets": list(training.targets),
-                "step": labels.field_step,
-                "snapshots_per_job": labels.n_snapshots_per_job,
-                "max_concurrent": computer.max_concurrent,
-            }
-        ),
-        "options": orm.Dict(computer.options()),
-    }
-    if labels.engine == "cp2k":
-        assert labels.template is not None
-        refinement["labels"]["template"] = orm.SinglefileData(campaign.path(labels.template))
-        refinement["labels"]["files"] = _file_nodes(campaign, labels.files)
+    refinement["labels"] = _label_inputs(campaign, labels, codes)
+    level = refinement["labels"]["settings"]["level_of_theory"]
+    if campaign.is_qualified:
+        inputs["qualification"] = _qualification_inputs(campaign)
+        if labels.waits_for_qualification:
+            wanted = {"step": labels.field_step_au, "threshold": labels.scf_threshold}
+            inputs["adopt"] = orm.List([name for name, value in wanted.items() if value == "auto"])
     selection: dict[str, Any] = {**system, "n_training": max(training.sizes), "n_test": training.test_size}
     selection["seed"] = campaign.seed
     if training.selection == "committee":
@@ -263,8 +254,102 @@ def _refinement_inputs(campaign: Campaign, labels: Labels, codes: Mapping[str, o
     return inputs
 
 
-def level_of_theory(campaign: Campaign, labels: Labels) -> dict[str, Any]:
-    """Return what decides an engine's forces; its content keys the labels in the database."""
+def _label_inputs(campaign: Campaign, labels: Labels, codes: Mapping[str, orm.AbstractCode]) -> dict[str, Any]:
+    """Return the inputs of :class:`~mimyria_wf.workchains.labels.LabelsWorkChain` but the snapshots."""
+    computer = campaign.computer_for("labels")
+    inputs: dict[str, Any] = {"code": codes[computer.code], "options": orm.Dict(computer.options())}
+    settings: dict[str, Any] = {
+        "engine": labels.engine,
+        "targets": list(campaign.targets),
+        "step": labels.field_step,
+        "threshold": campaign.scf_threshold(),
+        "snapshots_per_job": labels.n_snapshots_per_job,
+        "max_concurrent": computer.max_concurrent,
+    }
+    if labels.template is not None:
+        inputs["template"] = _template_node(campaign, labels)
+    if labels.engine == "vasp":
+        from mimyria_wf.calculators.vasp import vasp_engine_inputs
+
+        assert labels.vasp is not None
+        inputs["engine"] = vasp_engine_inputs(campaign.vasp_settings(), campaign_species(campaign))
+        if labels.vasp.method != "finite-field":
+            settings["route"] = "tensors"
+    if labels.files:
+        inputs["files"] = _file_nodes(campaign, labels.files)
+    settings["level_of_theory"] = level_of_theory(labels, inputs)
+    return {**inputs, "settings": orm.Dict(settings)}
+
+
+def check_potentials(campaign: Campaign) -> None:
+    """Look up VASP's potentials in the profile.
+
+    Raises:
+        CampaignError: the family or one of them is not there.
+    """
+    labels = campaign.labels
+    if labels is not None and labels.vasp is not None:
+        from mimyria_wf.calculators.vasp import vasp_engine_inputs
+
+        vasp_engine_inputs(campaign.vasp_settings(), campaign_species(campaign))
+
+
+def _template_node(campaign: Campaign, labels: Labels) -> orm.SinglefileData:
+    """Return the template as CP2K input: the user's file as it is, unless it is YAML or gets another threshold."""
+    given = labels.template
+    assert given is not None
+    if labels.engine != "cp2k":
+        assert isinstance(given, str)
+        return orm.SinglefileData(campaign.path(given))
+    is_file = isinstance(given, str) and Path(given).suffix not in (".yaml", ".yml")
+    if is_file and not isinstance(labels.scf_threshold, float):
+        return orm.SinglefileData(campaign.path(given))
+    text = write_input(campaign.label_template())
+    name = f"{Path(given).stem}.inp" if isinstance(given, str) else "template.inp"
+    return orm.SinglefileData(io.BytesIO(text.encode()), filename=name)
+
+
+def _first_configuration(campaign: Campaign) -> ase.Atoms:
+    """Return the start structure, or the first frame of the first trajectory."""
+    if campaign.sampling is not None:
+        return campaign.atoms()
+    path, entry = campaign.trajectory_files()[0]
+    return campaign.reader(path, entry).atoms(0)
+
+
+def campaign_species(campaign: Campaign) -> set[str]:
+    """Return the elements of a campaign's system."""
+    return set(_first_configuration(campaign).get_chemical_symbols())
+
+
+def _qualification_inputs(campaign: Campaign) -> dict[str, Any]:
+    """Return the snapshots on which a level of theory is tried, and what is screened."""
+    section = campaign.qualification
+    if section is not None and section.snapshots is not None:
+        snapshots = list(ase.io.iread(campaign.path(section.snapshots), index=":"))
+    else:
+        snapshots = [_first_configuration(campaign)]
+    kept = []
+    for atoms in snapshots:
+        plain = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        plain.info = {"charge": campaign.system.charge, "multiplicity": campaign.system.multiplicity}
+        if "snapshot" in atoms.info:
+            plain.info["snapshot"] = atoms.info["snapshot"]
+        kept.append(plain)
+    buffer = io.StringIO()
+    ase.io.write(buffer, kept, format="extxyz")
+    node = orm.SinglefileData(io.BytesIO(buffer.getvalue().encode()), filename="snapshots.extxyz")
+    return {"snapshots": node, "screening": orm.Dict(campaign.qualification_settings().to_dict())}
+
+
+def level_of_theory(labels: Labels, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides an engine's forces; its content keys the labels in the database.
+
+    Args:
+        labels: the section of the campaign.
+        inputs: of its field-set process: ``template``, ``files``, ``engine``.
+    """
+    files = {node.filename: node.get_content("rb") for node in inputs.get("files", {}).values()}
     if labels.engine == "tblite":
         return {
             "engine": "tblite",
@@ -272,9 +357,16 @@ def level_of_theory(campaign: Campaign, labels: Labels) -> dict[str, Any]:
             "accuracy": labels.tblite_accuracy,
             "version": version("tblite"),
         }
-    assert labels.template is not None
-    files = {Path(name).name: campaign.path(name).read_bytes() for name in labels.files}
-    return template_level_of_theory(campaign.path(labels.template).read_text(), files)
+    if labels.engine == "cp2k":
+        return template_level_of_theory(inputs["template"].get_content("r"), files)
+    if labels.engine == "vasp":
+        from mimyria_wf.calculators.vasp import vasp_level_of_theory
+
+        return vasp_level_of_theory(inputs["engine"])
+    if "template" in inputs:
+        files["template"] = inputs["template"].get_content("rb")
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    return {"engine": labels.engine, **labels.settings, **({"files": sums} if sums else {})}
 
 
 def _given_labels(campaign: Campaign, labels: Labels) -> dict[str, Any]:

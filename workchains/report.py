@@ -9,7 +9,7 @@ from typing import Any
 from aiida import orm
 
 from mimyria_wf.errors import CampaignError
-from mimyria_wf.workchains.status import campaign_status
+from mimyria_wf.workchains.status import campaign_status, verdict_of
 
 SUFFIXES = (".csv", ".png", ".pdf", ".json", ".nc", ".jdx")
 """What a report copies of the folders of jobs."""
@@ -18,23 +18,31 @@ SUFFIXES = (".csv", ".png", ".pdf", ".json", ".nc", ".jdx")
 def write_report(node: orm.WorkChainNode, directory: Path) -> dict[str, Any]:
     """Write ``ir.csv``, ``raman.csv``, lineshapes, figures and ``summary.json`` of a finished campaign.
 
+    A campaign whose labels did not qualify has the qualification alone.
+
     Returns:
         the summary, with the folder.
 
     Raises:
-        CampaignError: the campaign has no spectra (yet).
+        CampaignError: the campaign has neither spectra nor a qualification (yet).
     """
-    if "spectra" not in node.outputs:
-        state = campaign_status(node)
-        raise CampaignError(f"campaign {node.pk} has no spectra to report: {state['step']}")
-    directory.mkdir(parents=True, exist_ok=True)
-    files = _copy(node.outputs.spectra, "spectra", directory, skip=("summary.json",))
     status = campaign_status(node)
-    summary: dict[str, Any] = {
-        "campaign": {key: status[key] for key in ("name", "pk", "uuid", "state", "exit_status")},
-        "spectra": node.outputs.summary.get_dict(),
-        "trajectories": _trajectories(node),
-    }
+    verdict = verdict_of(node)
+    if "spectra" not in node.outputs and verdict is None:
+        raise CampaignError(f"campaign {node.pk} has no spectra to report: {status['step']}")
+    directory.mkdir(parents=True, exist_ok=True)
+    files: list[str] = []
+    summary: dict[str, Any] = {"campaign": {key: status[key] for key in ("name", "pk", "uuid", "state", "exit_status")}}
+    if verdict is not None:
+        summary["qualification"] = verdict.get_dict()
+        figures = directory / "qualification"
+        files += [f"{figures.name}/{name}" for name in _copy(verdict.creator.outputs.figures, "", figures)]
+    if "spectra" not in node.outputs:
+        (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        return {"directory": str(directory), "files": sorted([*files, "summary.json"]), "pk": node.pk}
+    files += _copy(node.outputs.spectra, "spectra", directory, skip=("summary.json",))
+    summary["spectra"] = node.outputs.summary.get_dict()
+    summary["trajectories"] = _trajectories(node)
     if "decision" in node.outputs:
         summary["decision"] = node.outputs.decision.get_dict()
         records = [node.outputs.iterations[key].get_dict() for key in sorted(node.outputs.iterations)]

@@ -71,6 +71,7 @@ def campaign_status(node: orm.WorkChainNode) -> dict[str, Any]:
             for job in jobs
             if job.is_terminated and not job.is_finished_ok
         ],
+        "qualification": _qualification(node, tree),
         "labels": _label_counts(tree, refinement),
         "decision": _decision(tree),
         "iterations": _iterations(refinement),
@@ -81,6 +82,8 @@ def campaign_status(node: orm.WorkChainNode) -> dict[str, Any]:
 def status_line(status: dict[str, Any]) -> str:
     """Return the status in one line."""
     parts = [status["step"]]
+    if status["qualification"] is not None:
+        parts.append(status["qualification"]["line"])
     labels = status["labels"]
     if labels["wanted"]:
         parts.append(f"labels {labels['finished']}/{labels['wanted']} snapshots")
@@ -117,6 +120,8 @@ def _step(node: orm.WorkChainNode, active: list[orm.CalcJobNode]) -> str:
         "GroupsCalculation": "groups",
         "TbliteFieldSetCalculation": "labels",
         "Cp2kFieldSetCalculation": "labels",
+        "EngineFieldSetCalculation": "labels",
+        "VaspCalculation": "labels",
         "ReferenceCalculation": "explicit reference",
         "ClusterLabelsCalculation": "labels for the pre-training",
         "TrainingCalculation": "training",
@@ -127,8 +132,37 @@ def _step(node: orm.WorkChainNode, active: list[orm.CalcJobNode]) -> str:
     }
     if not node.is_terminated and was_left(node):
         return f"interrupted: `mimyria-wf resume {node.pk}` goes on"
-    steps = dict.fromkeys(names.get(str(job.process_label), str(job.process_label)) for job in active)
+    steps = dict.fromkeys(
+        "qualification" if _is_trial(job) else names.get(str(job.process_label), str(job.process_label))
+        for job in active
+    )
     return " + ".join(steps) or "between steps"
+
+
+def _is_trial(job: orm.ProcessNode) -> bool:
+    """Say whether a job belongs to a qualification."""
+    caller = job.caller
+    while caller is not None and caller.process_label != "QualificationWorkChain":
+        caller = caller.caller
+    return caller is not None
+
+
+def verdict_of(node: orm.WorkChainNode) -> orm.Dict | None:
+    """Return the verdict of a campaign's qualification, None without one or before it."""
+    if "verdict" in node.outputs:
+        return node.outputs.verdict
+    return node.inputs.get("verdict") if "verdict" in node.inputs else None
+
+
+def _qualification(node: orm.WorkChainNode, tree: list[orm.ProcessNode]) -> dict[str, Any] | None:
+    """Return what the qualification says, None without one."""
+    verdict = verdict_of(node)
+    if verdict is None:
+        is_there = any(member.process_label == "QualificationWorkChain" for member in tree)
+        return {"accepted": None, "line": "qualification"} if is_there and not node.is_terminated else None
+    values = verdict.get_dict()
+    keys = ("accepted", "line", "step", "eps_scf", "reasons", "objections")
+    return {"pk": verdict.pk, **{key: values[key] for key in keys}}
 
 
 def _decision(tree: list[orm.ProcessNode]) -> dict[str, Any] | None:

@@ -50,9 +50,11 @@ def _validate(chosen: argparse.Namespace) -> dict[str, Any]:
     lines = [f"warning: {problem}" for problem in report.warnings]
     if not chosen.without_aiida:
         from mimyria_wf.workchains.driver import campaign_codes, require_profile
+        from mimyria_wf.workchains.inputs import check_potentials
 
         require_profile(chosen.profile)
         codes = campaign_codes(campaign)
+        check_potentials(campaign)
         lines += [f"code: {name}" for name in sorted(codes)]
     lines += report.estimate.lines()
     lines.append(f"{chosen.file} is valid")
