@@ -27,7 +27,7 @@ FINISHED = "General timing and accounting informations for this job"
 _VERSION = re.compile(r"vasp\.(\d[\w.]*\d)")
 _FIELD = re.compile(r"EFIELD_PEAD\s*=\s*([-+.\dEe]+)\s+([-+.\dEe]+)\s+([-+.\dEe]+)")
 _NOT_CONVERGED = re.compile(r"EDIFF was not reached|aborting loop because hard stop|SOFT STOP encountered")
-_DIPOLE = re.compile(r"p\[(ion|elc)\]=\(\s*(\S+)\s+(\S+)\s+(\S+?)\s*\)")
+_DIPOLE = re.compile(r"p\[(ion|elc)\]=\(\s*(\S+)\s+(\S+)\s+(\S+?)\s*\)\s*\|e\| Angst")
 _FATAL = re.compile(
     r"(?:^|\n)\s*(?:\|\s*)?(EEEEE|internal error in subroutine [^\n|]*|VERY BAD NEWS[^\n|]*|ERROR[: ][^\n|]*)"
 )
@@ -51,7 +51,7 @@ class VaspRun:
         forces: (n_atoms, 3) in the order of POSCAR [E_h/a0].
         field: (3,) EFIELD_PEAD as VASP understood it [E_h/(e a0)], zero without one.
         field_resolution: of that echo [E_h/(e a0)]: vasprun.xml has eight decimals in eV/A, OUTCAR four.
-        gap: fundamental gap without the field [eV], zero of a metal, None where no empty band was computed.
+        gap: without the field, of the spin with the smaller one [eV]; zero of a metal, None without empty bands.
         is_metallic: some level is occupied in part.
         dipole: (3,) p[ion] + p[elc], where VASP prints it [e a0]; modulo the cell's vectors.
         divisions: of the mesh, None of a list.
@@ -227,7 +227,7 @@ def _echoed_field(root: ElementTree.Element, outcar: str) -> tuple[Array, float]
 
 
 def _dipole(outcar: str) -> Array | None:
-    """Return p[ion] + p[elc] [e a0]; VASP counts ions positive and prints e A."""
+    """Return p[ion] + p[elc] [e a0]; VASP 6 counts ions positive. Older ones, in "electrons Angst", are not read."""
     found = {name: [float(x) for x in values] for name, *values in _DIPOLE.findall(outcar)}
     if set(found) != {"ion", "elc"}:
         return None
@@ -248,45 +248,48 @@ def _gap(root: ElementTree.Element, outcar: str) -> tuple[float | None, bool]:
     In the field VASP has full bands alone; OUTCAR then has those without it.
     """
     spins = []
-    tables = root.findall(".//calculation/eigenvalues/array/set/set")
-    for spin in tables:
+    for spin in root.findall(".//calculation/eigenvalues/array/set/set"):
         rows = [[float(x) for x in (r.text or "").split()[:2]] for r in spin.findall("set/r")]
         spins.append(np.array(rows).reshape(-1, 2))
-    if not any(((levels[:, 1] < 0.5) & (levels[:, 0] < _NOT_COMPUTED)).any() for levels in spins):
-        return outcar_gap(outcar)
-    return _gap_of(np.concatenate(spins))
+    return _gap_of(spins) if any(_has_empty(levels) for levels in spins) else outcar_gap(outcar)
 
 
 def outcar_gap(outcar: str) -> tuple[float | None, bool]:
-    """Return the gap [eV] and whether bands are filled in part, from the text of an OUTCAR."""
-    return _gap_of(_outcar_levels(outcar))
-
-
-def _gap_of(levels: Array) -> tuple[float | None, bool]:
-    """Return the gap of levels (n, 2): energies [eV], occupations up to one."""
-    levels = levels[levels[:, 0] < _NOT_COMPUTED]
-    if not len(levels):
-        return None, False
-    is_metallic = bool(np.any((levels[:, 1] > 0.01) & (levels[:, 1] < 0.99)))
-    full = levels[:, 1] > 0.5
-    if full.all() or not full.any():
-        return None, is_metallic
-    gap = float(levels[~full, 0].min() - levels[full, 0].max())
-    return (0.0 if is_metallic else max(gap, 0.0)), is_metallic
-
-
-def _outcar_levels(outcar: str) -> Array:
-    """Return energies and occupations (n, 2) of the last table of OUTCAR that has empty bands; one if full."""
-    best = np.empty((0, 2))
+    """Return the gap [eV] and whether bands are filled in part, from the last table of an OUTCAR with empty bands."""
+    spins: list[Array] = []
     for block in outcar.split(" E-fermi :")[1:]:
         body = block.split("-----------------", 1)[0]
-        rows = re.findall(r"^\s+\d+\s+(-?\d+\.\d+)\s+(-?\d+\.\d+)\s*$", body, flags=re.MULTILINE)
-        values = np.array(rows, dtype=float).reshape(-1, 2)
-        if ((values[:, 1] < 0.5) & (values[:, 0] < _NOT_COMPUTED)).any():
-            best = values
-    if len(best) and best[:, 1].max() > 1.5:  # without spin polarization VASP prints two electrons a band
-        best = best * [1.0, 0.5]
-    return best
+        tables = []
+        for part in body.split("spin component 2"):
+            rows = re.findall(r"^\s+\d+\s+(-?\d+\.\d+)\s+(-?\d+\.\d+)\s*$", part, flags=re.MULTILINE)
+            tables.append(np.array(rows, dtype=float).reshape(-1, 2))
+        if any(_has_empty(levels) for levels in tables):
+            spins = tables
+    if any(len(levels) and levels[:, 1].max() > 1.5 for levels in spins):
+        # without spin polarization a band is printed with two electrons
+        spins = [levels * [1.0, 0.5] for levels in spins]
+    return _gap_of(spins)
+
+
+def _has_empty(levels: Array) -> bool:
+    return bool(np.any((levels[:, 1] < 0.5) & (levels[:, 0] < _NOT_COMPUTED)))
+
+
+def _gap_of(spins: list[Array]) -> tuple[float | None, bool]:
+    """Return the smallest gap among spins, from their levels (n, 2): energies [eV], occupations up to one.
+
+    A field flips no spin, so what counts is the gap of each spin by itself.
+    """
+    gaps, is_metallic = [], False
+    for levels in spins:
+        levels = levels[levels[:, 0] < _NOT_COMPUTED]
+        is_metallic |= bool(np.any((levels[:, 1] > 0.01) & (levels[:, 1] < 0.99)))
+        full = levels[:, 1] > 0.5
+        if full.any() and not full.all():
+            gaps.append(max(float(levels[~full, 0].min() - levels[full, 0].max()), 0.0))
+    if not gaps:
+        return None, is_metallic
+    return (0.0 if is_metallic else min(gaps)), is_metallic
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,13 @@ class TestGap:
         found = check_field_against_gap(14 * np.eye(3), (1, 1, 1), [0.1 / HARTREE_PER_BOHR, 0, 0], 1.6419)
         assert "e|E.a_1| = 1.4 eV, E_gap/(10 N_1) = 0.164 eV" in found
 
+    def test_where_there_is_no_ground_state(self, mixed):
+        line = check_field_against_gap(11 * np.eye(3), (1, 1, 1), [STEP, 0, 0], 0.28, margin=1)
+        assert "e|E.a_1| = 0.283 eV, E_gap/(1 N_1) = 0.28 eV" in line
+        assert check_field_against_gap(11 * np.eye(3), (1, 1, 1), [STEP, 0, 0], 0.29, margin=1) == ""
+        with pytest.raises(CampaignError, match="take a smaller step: in this field there is no ground state"):
+            check_vasp_template(template(), mixed, ["apt"], step=STEP, gap=0.2)
+
     def test_no_gap(self):
         assert "field too strong" in check_field_against_gap(np.eye(3), (1, 1, 1), [1e-6, 0, 0], 0.0)
 

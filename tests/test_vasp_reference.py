@@ -140,7 +140,7 @@ class TestC60:
         ],
     )
     def test_wrong_conventions(self, c60, mistake, refused, activity):
-        """What each of them would make of the strongest line, and which are refused without anything to compare with."""
+        """What each would make of the strongest line, and which are refused without anything to compare with."""
         runs = {name: nominal(response) for name, response in c60.items()}
         if mistake == "transposed":
             runs = {k: dataclasses.replace(r, apt=r.apt.transpose(0, 2, 1)) for k, r in runs.items()}

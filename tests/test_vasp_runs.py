@@ -33,7 +33,7 @@ from mimyria_wf.vasp_input import (
     sorted_atoms,
 )
 from mimyria_wf.vasp_output import read_vasp_response
-from mimyria_wf.vasp_run import read_field_points, read_field_set, read_vasp_run
+from mimyria_wf.vasp_run import outcar_gap, read_field_points, read_field_set, read_vasp_run
 
 STEP = 5e-4
 INCAR = {"ENCUT": 400, "EDIFF": 1e-8, "ISMEAR": 0, "SIGMA": 0.05}
@@ -192,11 +192,23 @@ class TestFiniteField:
         # GFN2's own levels
         assert 10 < found.gap < 16
         np.testing.assert_allclose(found.dipole_quanta, water.cell[:] / BOHR, atol=1e-6)
-        # the zero-field point prints no polarization; dM/dE > 0 is the polarizability (1.4 to 8 with GFN2)
+        # dM/dE > 0 is the polarizability (1.4 to 8 with GFN2)
         plus, minus = (found.dipoles[list(field_vectors(STEP, ["pgt"])).index(name)] for name in ("+x", "-x"))
         alpha = (plus - minus)[0] / (2 * STEP)
         assert 1 < alpha < 10
-        assert np.isnan(found.dipoles[0]).all()
+        np.testing.assert_allclose(found.dipoles[0], (plus + minus) / 2, atol=1e-4)
+
+    def test_dipole_without_a_field(self, water, known, tmp_path):
+        """Printed for the spatial derivative, APT = dM/dr: hydrogen first in POSCAR, and the oxygen last."""
+        dipoles = []
+        for atom, axis, sign in ((0, 1, 1), (0, 1, -1), (1, 2, 1), (1, 2, -1)):
+            moved = water.copy()
+            moved.positions[atom, axis] += sign * 0.02
+            folder = run_all(tmp_path / f"{atom}{sign}", render_field_set(template(), moved, {}))
+            dipoles.append(read_field_points(folder, {"0": np.zeros(3)}).dipoles[0])
+        slopes = [(dipoles[0] - dipoles[1]) / (0.04 / BOHR), (dipoles[2] - dipoles[3]) / (0.04 / BOHR)]
+        # p is printed to 1e-5 e A
+        np.testing.assert_allclose(slopes, [known.apt[0, 1], known.apt[1, 2]], atol=1e-3)
 
     def test_restart_saves_steps(self, finite_field):
         steps = {name: read_vasp_run(finite_field / name).n_scf_steps for name in ("zero", "px")}
@@ -239,7 +251,11 @@ class TestFiniteField:
         np.testing.assert_allclose(forces, expected, atol=1e-7)
         # the pull on the whole ion: with the wrong charge it is refused
         assert "net force" in read_field_set(tmp_path, vectors, charge=0)[1][0]
-        assert read_vasp_run(tmp_path / "zero").gap is not None
+        # by spin: xTB's levels are those of both spins, so the radical's gap between spins would be none
+        run_at_zero = read_vasp_run(tmp_path / "zero")
+        assert run_at_zero.gap > 0.5
+        assert not run_at_zero.is_metallic
+        assert outcar_gap((tmp_path / "zero" / "OUTCAR").read_text())[0] == pytest.approx(run_at_zero.gap, abs=1e-3)
 
 
 class TestResponse:
@@ -438,7 +454,9 @@ class TestFailures:
         theirs, ours = found.warnings
         assert theirs.startswith("VASP: the field is too strong for the gap (e|E.a_3| = 3.08")
         assert ours.startswith("field point +z: field too strong for the gap: e|E.a_3| = 3.09 eV")
-        run_all(tmp_path / "b", render_field_set(template("fail=too-strong@+z"), water, strong))
+        # beyond the whole gap there is no ground state, and VASP finds none
+        strong = {"0": np.zeros(3), "+z": np.array([0, 0, 0.03])}
+        run_all(tmp_path / "b", render_field_set(template(), water, strong))
         found = read_field_points(tmp_path / "b", strong)
         assert found.causes == ("", "scf")
         assert "smaller field where the loop in the field failed" in found.problems[1]
