@@ -1438,20 +1438,15 @@ class Campaign(Section):
         Raises:
             CampaignError: the INCAR cannot be read.
         """
-        from mimyria_wf.vasp_input import parse_incar
+        from mimyria_wf.vasp_template import VaspTemplate
 
         assert self.labels is not None
         vasp = self.labels.vasp
         assert vasp is not None
-        given = vasp.incar
-        if isinstance(given, dict):
-            tags: dict[str, Any] = {key.upper(): value for key, value in given.items()}
-        else:
-            path = self.path(given)
-            tags = dict(parse_incar(path.read_text(errors="replace"), path.name))
+        template = VaspTemplate.from_settings(vasp.incar if isinstance(vasp.incar, dict) else self.path(vasp.incar))
         if isinstance(self.labels.scf_threshold, float):
-            tags["EDIFF"] = self.labels.scf_threshold
-        return {**vasp.model_dump(exclude_none=True), "incar": tags}
+            template = template.varied(ediff=self.labels.scf_threshold)
+        return {**vasp.model_dump(exclude_none=True), "incar": dict(template.incar)}
 
     def scf_threshold(self) -> float | None:
         """Return the threshold that the labels' SCF is run to, None where it is not known.
@@ -1469,7 +1464,11 @@ class Campaign(Section):
             return self.labels.tblite_accuracy * EPS_SCF
         if self.labels.engine == "cp2k":
             return eps_scf(self.label_template())
-        return float(self.vasp_settings()["incar"].get("EDIFF", 1e-4)) if self.labels.engine == "vasp" else None
+        if self.labels.engine == "vasp":
+            from mimyria_wf.vasp_template import VaspTemplate
+
+            return VaspTemplate.from_settings(self.vasp_settings()["incar"]).number("EDIFF", 1e-4)
+        return None
 
     def qualification_settings(self) -> "QualificationSettings":
         """Return what the qualification screens.

@@ -96,6 +96,11 @@ training:
 spectra:
   window_fs: 20
 """
+VASP = BULK.replace(
+    "  engine: cp2k\n  template: dft.inp\n",
+    "  engine: vasp\n  vasp:\n    incar: {EDIFF: 1.0e-8, ISMEAR: 0, SIGMA: 0.05}\n"
+    "    potentials: {family: PBE.54, mapping: {O: O, H: H}}\n",
+)
 MODELS = """\
 name: models
 seed: 1
@@ -518,6 +523,144 @@ BAD = [
         [structure("water.xyz", symbol="Fr")],
         "labels.engine tblite has no parameters for Fr: use engine: cp2k (campaign.yaml, line 16)",
         id="tblite_element",
+    ),
+    pytest.param(
+        swap(BULK, "  template: dft.inp", "  template: dft.inp\n  gap_eV: 0.1"),
+        [],
+        (
+            "labels.field_step_au of 0.0005 E_h/(e a0) drops 0.16 eV across the cell, more than the gap of 0.1 eV: "
+            "electrons would leave their atoms: write 3.0e-5 or less (campaign.yaml, line 12)"
+        ),
+        id="field_beyond_gap",
+    ),
+    pytest.param(
+        swap(CLUSTER, "  engine: tblite", "  engine: tblite\n  gap_eV: 0.01"),
+        [],
+        (
+            "labels.field_step_au of 0.001 E_h/(e a0) drops 0.42 eV across the cluster, more than the gap of 0.01 eV: "
+            "electrons would leave their atoms: write 2.0e-6 or less (campaign.yaml, line 15)"
+        ),
+        id="field_beyond_gap_of_cluster",
+    ),
+    pytest.param(
+        BULK,
+        [edit("dft.inp", "&OT", "&SMEAR\n      &END SMEAR\n      &OT")],
+        (
+            "labels.template is refused, dft.inp: remove &SMEAR: the polarization in a field is defined for insulators "
+            "with integer occupations (campaign.yaml, line 14)"
+        ),
+        id="smearing",
+    ),
+    pytest.param(
+        swap(BULK, "  template: dft.inp", "  template: dft.inp\n  scf_threshold: 1.0e-5"),
+        [],
+        (
+            "labels.template in dft.inp: EPS_SCF 1e-05 (the looser of SCF and OUTER_SCF) is too loose for a PGT: "
+            "use 1e-8 (seen: PGT_xx off by 218 % at 1e-6) (campaign.yaml, line 14)"
+        ),
+        id="loose_threshold",
+    ),
+    pytest.param(
+        swap(
+            BULK, "  template: dft.inp", "  template: {FORCE_EVAL: {METHOD: Quickstep, DFT: {SCF: {EPS_SCF: 1.0e-8}}}}"
+        ),
+        [],
+        "labels.template is refused, the campaign: ... (campaign.yaml, line 14)",
+        id="nested_template",
+    ),
+    pytest.param(
+        swap(VASP, "mapping: {O: O, H: H}", "mapping: {O: O}"),
+        [],
+        (
+            "labels.vasp.potentials.mapping must name a potential for every element, H is missing: add H: H "
+            "(campaign.yaml, line 16)"
+        ),
+        id="vasp_potential",
+    ),
+    pytest.param(
+        swap(VASP, "EDIFF: 1.0e-8", "EFIELD_PEAD: 0 0 0.01"),
+        [],
+        "labels.vasp.incar is refused, INCAR: remove EFIELD_PEAD: ... (campaign.yaml, line 15)",
+        id="vasp_field",
+    ),
+    pytest.param(
+        swap(VASP, "ISMEAR: 0", "ISMEAR: 1"),
+        [],
+        "labels.vasp.incar is refused, INCAR: ISMEAR = 1 is for metals: ... (campaign.yaml, line 15)",
+        id="vasp_metal",
+    ),
+    pytest.param(
+        swap(VASP, "  vasp:", "  gap_eV: 0.1\n  vasp:"),
+        [],
+        "labels.vasp.incar is refused, INCAR: field too strong for the gap: ... (campaign.yaml, line 16)",
+        id="vasp_gap",
+    ),
+    pytest.param(
+        swap(VASP, "system:", "system:\n  charge: 2"),
+        [],
+        "labels.vasp.incar ... (campaign.yaml, line 16)",
+        id="vasp_charge",
+    ),
+    pytest.param(
+        swap(VASP, "incar: {EDIFF: 1.0e-8, ISMEAR: 0, SIGMA: 0.05}", "incar: MY_INCAR"),
+        [],
+        (
+            "labels.vasp.incar must name an existing file, MY_INCAR does not exist: check the path: it is relative to "
+            "the campaign file (campaign.yaml, line 15)"
+        ),
+        id="vasp_no_incar",
+    ),
+    pytest.param(
+        swap(
+            CLUSTER,
+            "  engine: tblite",
+            "  engine: vasp\n  vasp: {incar: {ISMEAR: 0}, potentials: {family: PBE.54, mapping: {O: O, H: H}}}",
+        ),
+        [],
+        (
+            "labels.engine vasp needs a cell, the system has none: give system.cell_A with vacuum around "
+            "(campaign.yaml, line 16)"
+        ),
+        id="vasp_cluster",
+    ),
+    pytest.param(
+        BULK + "qualification: {atoms: [0, 99]}\n",
+        [],
+        (
+            "qualification.atoms must be below 24, the number of atoms, got [99]: they count from 0 "
+            "(campaign.yaml, line 18)"
+        ),
+        id="qualified_atoms",
+    ),
+    pytest.param(
+        BULK + "qualification: {field_steps_au: [5.0e-4, 0.1]}\n",
+        [],
+        "qualification.field_steps_au must lie between 1e-05 and 0.01, got 0.1: remove it (campaign.yaml, line 18)",
+        id="qualified_steps",
+    ),
+    pytest.param(
+        BULK + "qualification: {thresholds: [1.0e-2]}\n",
+        [],
+        "qualification.thresholds must lie between 1e-14 and 0.001, got 0.01: remove it (campaign.yaml, line 18)",
+        id="qualified_thresholds",
+    ),
+    pytest.param(
+        BULK + "qualification: {snapshots: other.extxyz}\n",
+        [lambda folder: write(folder / "other.extxyz", Atoms("N2", positions=[[0, 0, 0], [1, 0, 0]]))],
+        (
+            "qualification.snapshots must hold the system, H16O8, other.extxyz has N2: take frames of it "
+            "(campaign.yaml, line 18)"
+        ),
+        id="qualified_snapshots",
+    ),
+    pytest.param(
+        BULK + "qualification: {snapshots: none.extxyz}\n",
+        [],
+        (
+            "qualification.snapshots must name an existing file, none.extxyz does not exist: ... "
+            "(campaign.yaml, line 18)"
+        ),
+        id="no_qualified_snapshots",
     ),
     pytest.param(
         swap(CLUSTER, "  engine: tblite", "  engine: tblite\n  field_step_au: 1.0e-6"),
@@ -1058,6 +1201,37 @@ WARN = [
             "snapshot first (campaign.yaml, line 17)"
         ),
         id="unusual_field",
+    ),
+    pytest.param(
+        swap(BULK, "  template: dft.inp", "  template: dft.inp\n  gap_eV: 1.0"),
+        [],
+        (
+            "labels.field_step_au of 0.0005 E_h/(e a0) drops 0.16 eV across the cell, more than a tenth of the gap of "
+            "1 eV: 3.0e-4 is safe (campaign.yaml, line 12)"
+        ),
+        id="field_near_gap",
+    ),
+    pytest.param(
+        swap(VASP, "  vasp:", "  gap_eV: 1.0\n  vasp:"),
+        [],
+        (
+            "labels.vasp.incar in INCAR: field too strong for the gap: e|E.a_1| = 0.16 eV, E_gap/(10 N_1) = 0.1 eV with "
+            "E_gap = 1 eV: at this gap up to 0.63 of this field; take a smaller step (campaign.yaml, line 16)"
+        ),
+        id="vasp_field_near_gap",
+    ),
+    pytest.param(
+        swap(BULK, "  template: dft.inp", "  template: dft.inp\n  scf_threshold: auto").replace("dft.inp\n", "x.inp\n"),
+        [
+            lambda folder: (folder / "x.inp").write_text(
+                (folder / "dft.inp").read_text().replace("EPS_SCF 1e-8", "EPS_SCF 1e-6")
+            )
+        ],
+        (
+            "labels.template in x.inp: EPS_SCF 1e-06 (the looser of SCF and OUTER_SCF) is too loose for a PGT: "
+            "use 1e-8 (seen: PGT_xx off by 218 % at 1e-6) (campaign.yaml, line 14)"
+        ),
+        id="threshold_that_is_screened",
     ),
     pytest.param(
         swap(CLUSTER, "[10, 20, 40]", "[10, 20]"),

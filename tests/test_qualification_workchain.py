@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,18 @@ from aiida import orm
 from aiida.engine import run_get_node
 from aiida.plugins import WorkflowFactory
 from aiida.tools.pytest_fixtures import *  # noqa: F403  the profile is made only where this is imported
-from test_workchains import CONSOLE, DIMER
+from ase.build import molecule
+from test_workchains import CLUSTER, CONSOLE, DIMER, SHORT, Home, sampling
 
+import mimyria_wf
+from mimyria_wf.calculators.cp2k import template_level_of_theory
+from mimyria_wf.labels import read_labels
 from mimyria_wf.qualification import QualificationSettings
+from mimyria_wf.trajectory import Trajectory, write_trajectory
 
 pytestmark = [pytest.mark.aiida, pytest.mark.slow]
 STEP = 1e-3
+CP2K = os.environ.get("CP2K_EXECUTABLE") or shutil.which("cp2k.psmp") or shutil.which("cp2k")
 
 
 @pytest.fixture
@@ -28,14 +37,14 @@ def trial(aiida_code_installed: Callable[..., orm.AbstractCode]) -> Callable[...
     """Return a function that runs a qualification of tblite on a water dimer."""
     code = aiida_code_installed(label="mimyria-wf", filepath_executable=CONSOLE)
 
-    def run(accuracy: float, step: float = STEP, **screening: Any) -> orm.WorkChainNode:
+    def run(accuracy: float, step: float = STEP, seed: int = 1, **screening: Any) -> orm.WorkChainNode:
         level = {"engine": "tblite", "method": "GFN2-xTB", "accuracy": accuracy}
         settings = {"engine": "tblite", "level_of_theory": level, "step": step, "threshold": accuracy * 2e-5}
         settings |= {"targets": ["apt", "pgt"], "snapshots_per_job": 20, "max_concurrent": 2}
         values = {"steps": (step, 2 * step), "step": step, "polarizability": "none", **screening}
         inputs = {
             "code": code,
-            "snapshots": snapshots_node(),
+            "snapshots": snapshots_node(seed),
             "settings": orm.Dict(settings),
             "screening": orm.Dict(QualificationSettings(**values).to_dict()),
         }
@@ -45,10 +54,10 @@ def trial(aiida_code_installed: Callable[..., orm.AbstractCode]) -> Callable[...
     return run
 
 
-def snapshots_node() -> orm.SinglefileData:
+def snapshots_node(seed: int = 1) -> orm.SinglefileData:
     """Return the dimer, bent a little, as a file node."""
     atoms = DIMER.copy()
-    atoms.positions += np.random.default_rng(1).normal(scale=0.03, size=(6, 3))
+    atoms.positions += np.random.default_rng(seed).normal(scale=0.03, size=(6, 3))
     atoms.info |= {"charge": 0, "multiplicity": 1, "snapshot": "nve-000/0"}
     buffer = io.StringIO()
     ase.io.write(buffer, atoms, format="extxyz")
@@ -101,7 +110,7 @@ def test_sound_settings_are_accepted_and_their_points_serve_the_labels(
 
 
 def test_thresholds_are_screened_each_at_its_own_level_of_theory(trial: Callable[..., orm.WorkChainNode]) -> None:
-    node = trial(5e-2, thresholds=(2e-5, 1e-6, 2e-8))
+    node = trial(5e-2, seed=2, thresholds=(2e-5, 1e-6, 2e-8))
     assert node.is_finished_ok, node.exit_message
     verdict = node.outputs.verdict.get_dict()
     assert verdict["line"] in [log.message.split("]: ")[-1] for log in orm.Log.collection.get_logs_for(node)]
@@ -121,3 +130,125 @@ def test_a_step_that_is_too_large_is_refused_with_its_reason(trial: Callable[...
     assert verdict["reasons"][0] in node.exit_message
     assert any("PGT" in line for line in verdict["objections"])
     assert node.outputs.figures.base.repository.list_object_names()
+
+
+@pytest.mark.cp2k
+@pytest.mark.skipif(CP2K is None, reason="no cp2k.psmp in PATH or CP2K_EXECUTABLE")
+def test_cp2k_field_and_spatial_apt_agree(aiida_code_installed: Callable[..., orm.AbstractCode]) -> None:
+    """One periodic H2O, PBE/SZV: the APT of its oxygen from forces in fields and from Berry-phase dipoles."""
+    environment = "export OMP_NUM_THREADS=1"
+    code = aiida_code_installed(label="cp2k", filepath_executable=str(CP2K), with_mpi=False, prepend_text=environment)
+    text = (Path(mimyria_wf.__file__).parent / "templates" / "cp2k" / "water_pbe_szv.inp").read_text()
+    template = text.replace("CUTOFF 300", "CUTOFF 200", 1)
+    atoms = molecule("H2O", cell=[6.0, 6.0, 6.0], pbc=True)
+    atoms.positions += [2.9, 3.1, 3.0]
+    atoms.info |= {"charge": 0, "multiplicity": 1}
+    buffer = io.StringIO()
+    ase.io.write(buffer, atoms, format="extxyz")
+    settings = {"engine": "cp2k", "level_of_theory": template_level_of_theory(template, {}), "targets": ["apt"]}
+    settings |= {"step": 5e-4, "threshold": 1e-8, "snapshots_per_job": 1, "max_concurrent": 1}
+    screening = QualificationSettings(steps=(5e-4, 1e-3), step=5e-4, targets=("apt",), atoms=(0,))
+    inputs = {
+        "code": code,
+        "snapshots": orm.SinglefileData(io.BytesIO(buffer.getvalue().encode()), filename="snapshots.extxyz"),
+        "settings": orm.Dict(settings),
+        "screening": orm.Dict(screening.to_dict()),
+        "template": orm.SinglefileData(io.BytesIO(template.encode()), filename="water.inp"),
+    }
+    _, node = run_get_node(WorkflowFactory("mimyria_wf.qualification"), **inputs)
+    assert node.is_finished_ok, node.exit_message
+    verdict = node.outputs.verdict.get_dict()
+    assert verdict["accepted"]
+    assert verdict["spatial"]["apt"]["largest"] < 1e-3  # e; grid and displacement leave some 1e-4
+    assert 3 < verdict["gap"] < 12  # eV
+    assert n_points(node) == 1 + 2 * 6 + 6
+
+
+# ------------------------------------------------------------------------------------------------------------ campaigns
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """Give a folder with a fresh profile."""
+    made = Home(tmp_path_factory.mktemp("qualified"))
+    made.json("setup")
+    yield made
+    made.end()
+
+
+def test_a_campaign_whose_labels_do_not_qualify_spends_nothing_on_them(home: Home) -> None:
+    path = home.write(
+        "refused",
+        sampling=sampling(1),
+        labels={"engine": "tblite", "field_step_au": 5e-3},
+        qualification={"atoms": [], "field_steps_au": [1e-3, 5e-3], "tolerances": {"pgt": 2e-3}},
+        training={"sizes": [2], "test_size": 2, "overrides": SHORT},
+        convergence={"minimum_iterations": 1},
+    )
+    code, _, err = home.call("run", path)
+    assert code == 1
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "The labels do not qualify: PGT: error" in errors[0]  # 5e-3 is too large a step; 1e-3 would do
+    (campaign,) = home.campaigns("refused")
+    assert campaign["exit_status"] == 437
+    assert {job["process_label"] for job in home.jobs()} == {"TbliteFieldSetCalculation"}  # no MD, no training
+
+    status = home.json("status", "refused")
+    assert status["qualification"]["accepted"]
+    assert status["qualification"]["step"] == 1e-3
+    assert status["qualification"]["objections"]
+    report = home.json("report", "refused", "-o", home.folder / "refused_report")
+    assert any(name.startswith("qualification/") and name.endswith(".png") for name in report["files"])
+    summary = json.loads((home.folder / "refused_report" / "summary.json").read_text())
+    assert summary["qualification"]["objections"] == status["qualification"]["objections"]
+
+    n_jobs = len(home.jobs())
+    code, _, err = home.call("run", path)  # once more: the verdict is there
+    assert code == 1
+    assert "its finished parts are reused" in err
+    assert "The labels do not qualify: PGT: error" in err
+    assert len(home.jobs()) == n_jobs
+    chains = [one for one in home.processes() if one.get("process_label") == "QualificationWorkChain"]
+    assert len(chains) == 1
+
+
+def test_a_campaign_takes_the_step_that_is_recommended(home: Home) -> None:
+    """Also: its points are keyed as those of labels, the verdict is in status and report, all in one provenance."""
+    for k in range(3):
+        rng = np.random.default_rng(k)
+        positions = DIMER.positions + 0.02 * rng.normal(size=(30, 6, 3))
+        run = Trajectory(
+            numbers=DIMER.numbers,
+            positions=positions,
+            velocities=2e-3 * rng.normal(size=positions.shape),
+            cell=np.zeros((3, 3)),
+            pbc=np.array([False] * 3),
+            timestep=0.5,
+            masses=DIMER.get_masses(),
+            name=f"run-{k}",
+        )
+        write_trajectory(home.folder / f"run-{k}.h5", run)
+    path = home.write(
+        "automatic",
+        system=CLUSTER,
+        trajectories=[f"run-{k}.h5" for k in range(3)],
+        labels={"engine": "tblite", "field_step_au": "auto"},
+        qualification={"field_steps_au": [1e-3, 2e-3, 8e-3]},
+        training={"targets": ["apt"], "sizes": [2], "test_size": 2, "overrides": SHORT},
+        convergence={"minimum_iterations": 1},
+        spectra={"window_fs": 5},
+    )
+    status = home.json("run", path, "-o", home.folder / "automatic_report", "--quiet")
+    assert status["state"] == "finished"
+    verdict = status["qualification"]
+    assert verdict["accepted"]
+    assert verdict["step"] in (1e-3, 2e-3)
+    for name in ("00.extxyz", "test.extxyz"):
+        labelled = read_labels(home.folder / "automatic_report" / "labels" / name, ["apt"])
+        assert len(labelled) == 2
+        header = (home.folder / "automatic_report" / "labels" / name).read_text().splitlines()[1]
+        assert f"field_step={verdict['step']}" in header
+    summary = json.loads((home.folder / "automatic_report" / "summary.json").read_text())
+    assert summary["qualification"]["step"] == verdict["step"]
+    assert summary["qualification"]["spatial"]["apt"]["largest"] < 1e-3
