@@ -32,8 +32,8 @@ from mimyria_wf.qualification_verdict import (
 from mimyria_wf.response import Array
 from mimyria_wf.spatial_derivatives import (
     DisplacedResponse,
+    FieldDipoles,
     SpatialTensors,
-    polarizability_of_dipoles,
     spatial_tensors,
 )
 from mimyria_wf.units import BOHR, HARTREE
@@ -330,7 +330,9 @@ def _quality(
         judged = [np.full_like(tensor, np.inf)]
     measured = reference.spread.relative(squares, numbers)
     error = max(reference.spread.relative(values, numbers)["mean"] for values in judged)
-    systematic = 0.0 if next_order is None else reference.spread.relative(next_order, numbers)["mean"]
+    noise = None
+    if next_order is not None:
+        noise = float(np.sqrt(max(error**2 - reference.spread.relative(next_order, numbers)["mean"] ** 2, 0.0)))
     others = [s for s in sets if s is not one and s.tensors is not None and same_threshold(s.threshold, one.threshold)]
     nearest = min(others, key=lambda s: abs(np.log(s.step / one.step)), default=None)
     to_next = None
@@ -346,7 +348,7 @@ def _quality(
         measured=measured.pop("mean"),
         expected=None if expected is None else reference.spread.relative(expected, numbers)["mean"],
         error=error,
-        noise=float(np.sqrt(max(error**2 - systematic**2, 0.0))) if np.isfinite(error) else float("nan"),
+        noise=noise,
         by_species=measured,
         to_next=to_next,
         sum_rule=residual,
@@ -423,12 +425,11 @@ def _checks(
             checks.append(Check(f"{target} error", False, None, limit, f"{name}: one step alone has no known error"))
             continue
         says = f"{name}: error {_percent(quality.error)} of its spread ({_percent(limit)} accepted)"
-        from_noise = quality.noise >= quality.error / np.sqrt(2)
-        remedy = (
-            f"noise of the forces, {_percent(quality.noise)}; a tighter threshold or a larger step"
-            if from_noise
-            else "the next order in the field; a smaller step"
-        )
+        remedy = "the next order in the field; a smaller step"
+        if quality.noise is None:
+            remedy = "noise or the next order in the field, which two steps do not tell apart; screen a third step"
+        elif quality.noise >= quality.error / np.sqrt(2):
+            remedy = f"noise of the forces, {_percent(quality.noise)}; a tighter threshold or a larger step"
         judge(f"{target} error", quality.error, limit, says, remedy)
     for target, quality in one.tensors.items():
         name = target.upper()
@@ -571,31 +572,49 @@ def _spatial(
 ) -> _SpatialTensors | None:
     if not settings.atoms:
         return None
-    responses, quanta = [], None
+    nothing = _SpatialTensors({}, settings.displacement, settings.atoms)
+    variation = {} if settings.tightest is None else {"eps_scf": settings.tightest}
+    tight = next(t for t in tasks if t.kind == "forces" and t.snapshot == 0 and t.variation == variation)
+    responses = []
     problem = ""
-    for task in tasks:
-        if task.displacement is None:
-            continue
-        result = results.get(task.name)
-        if result is None or result.dipoles is None or not np.isfinite(result.dipoles[0]).all():
-            told = "" if result is None or not result.problems else f": {result.problems[0]}"
-            return _SpatialTensors({}, settings.displacement, settings.atoms, f"no dipole of {task.name}{told}")
-        quanta = result.dipole_quanta
-        polarizability = result.polarizability
-        if task.kind == "dipoles" and len(task.vectors) > 1:
-            try:
-                polarizability = polarizability_of_dipoles(task.vectors, result.dipoles, quanta)
-            except LabelError as error:
-                problem = f"{task.name}: {error}"
-        elif task.kind == "polarizability" and polarizability is None:
-            problem = f"{task.name}: " + (result.problems[0] if result.problems else "no polarizability")
-        responses.append(DisplacedResponse(task.displacement, np.asarray(result.dipoles[0]), polarizability))
     try:
-        by_size = spatial_tensors(responses, quanta)
+        undisplaced, quanta = _dipoles(tight, results.get(tight.name), settings)
+        for task in tasks:
+            if task.displacement is None:
+                continue
+            result = results.get(task.name)
+            dipoles, _ = _dipoles(task, result, settings)
+            assert result is not None
+            if task.kind == "polarizability" and result.polarizability is None:
+                problem = f"{task.name}: " + (result.problems[0] if result.problems else "no polarizability")
+            responses.append(DisplacedResponse(task.displacement, dipoles, result.polarizability))
+        by_size = spatial_tensors(responses, undisplaced, quanta)
     except LabelError as error:
-        return _SpatialTensors({}, settings.displacement, settings.atoms, str(error))
+        return replace(nothing, problem=str(error))
     order = by_size[settings.displacement].atoms
     return _SpatialTensors(by_size, settings.displacement, order, problem)
+
+
+def _dipoles(
+    task: Task, result: TaskResult | None, settings: QualificationSettings
+) -> tuple[FieldDipoles, Array | None]:
+    """Return the dipoles of a task in the fields along the axes, and their quanta; LabelError if one is missing."""
+    told = "" if result is None or not result.problems else f": {result.problems[0]}"
+    if result is None or result.dipoles is None:
+        raise LabelError(f"no dipoles of {task.name}{told}")
+    dipoles = np.asarray(result.dipoles, dtype=float)
+    step = settings.dipole_step
+    assert step is not None
+    found = []
+    for vectors in (np.zeros((1, 3)), settings.dipole_vectors, -settings.dipole_vectors):
+        rows = matching_rows(task.vectors, vectors, step)
+        present = [row for row in rows if row is not None]
+        found.append(dipoles[present] if len(present) == len(rows) else None)
+        if found[-1] is not None and not np.isfinite(found[-1]).all():
+            raise LabelError(f"no dipoles of {task.name}{told}")
+    zero, plus, minus = found
+    assert zero is not None
+    return FieldDipoles(step, zero[0], plus, minus), result.dipole_quanta
 
 
 def _comparison(

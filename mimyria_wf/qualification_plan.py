@@ -81,8 +81,8 @@ class QualificationSettings:
             route.
         displacement: of those atoms [A].
         screened_displacements: other ones, for the first of those atoms alone [A].
-        polarizability: of displaced atoms: "fields" (differences of dipoles in +-`dipole_step`), "dfpt", or "none"
-            (no spatial PGT).
+        polarizability: what spatial PGTs are made of: "fields" (dipoles in fields of `dipole_step`), "dfpt"
+            (polarizabilities that the program has itself), or "none" (no spatial PGT).
         dipole_step: field step of those dipoles [E_h/(e a0)]; None: `step`.
         kpoints: N_k along each cell vector; the field is felt over N_k cells.
         tolerances: what is accepted.
@@ -144,6 +144,17 @@ class QualificationSettings:
     def tightest(self) -> float | None:
         """The tightest threshold, None where the engine's own is the only one."""
         return min(self.thresholds, default=None)
+
+    @property
+    def dipole_vectors(self) -> Array:
+        """Fields (3, 3) along x, y and z, of length `dipole_step` [E_h/(e a0)]."""
+        assert self.dipole_step is not None
+        return self.dipole_step * np.eye(3)
+
+    @property
+    def needs_dipoles(self) -> bool:
+        """Whether a spatial PGT needs dipoles in fields."""
+        return bool(self.atoms) and "pgt" in self.targets and self.polarizability == "fields"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values that make the same settings again, ``QualificationSettings(**values)``."""
@@ -255,19 +266,20 @@ def plan(snapshots: Sequence[ase.Atoms], settings: QualificationSettings) -> lis
                 vectors += [v for v in field_vectors(step, settings.targets).values() if v.any()]
             if is_tightest and settings.cross_points and "pgt" in settings.targets:
                 vectors += [settings.step * np.array(point, dtype=float) for point in CROSS_POINTS.values()]
+            if is_tightest and index == 0 and settings.needs_dipoles and settings.dipole_step not in settings.steps:
+                vectors += [*settings.dipole_vectors, *-settings.dipole_vectors]
             name = f"{index}/forces" + ("" if threshold is None else f"/{threshold:g}")
             variation = {} if threshold is None else {"eps_scf": threshold}
             tasks.append(Task(name, "forces", index, atoms, np.array(vectors), variation))
     with_pgt = "pgt" in settings.targets and settings.polarizability != "none"
     kind: TaskKind = "polarizability" if with_pgt and settings.polarizability == "dfpt" else "dipoles"
-    vectors = [np.zeros(3)]
-    if with_pgt and kind == "dipoles":
-        assert settings.dipole_step is not None
-        vectors += list(field_vectors(settings.dipole_step, ["apt"]).values())
     variation = {} if settings.tightest is None else {"eps_scf": settings.tightest}
     for size in (settings.displacement, *settings.screened_displacements):
         atoms_moved = settings.atoms if size == settings.displacement else settings.atoms[:1]
         for one in displacements(atoms_moved, size):
             moved = displaced(snapshots[0], one)
+            vectors = [np.zeros(3)]
+            if with_pgt and kind == "dipoles":
+                vectors += list(one.sign * settings.dipole_vectors)
             tasks.append(Task(f"0/displaced/{one.name}", kind, 0, moved, np.array(vectors), variation, one))
     return tasks

@@ -38,7 +38,7 @@ class TensorQuality:
         measured: the same, relative.
         expected: relative error by the plateau's own noise and next order in h; None where there is no plateau.
         error: the larger of both, what is judged.
-        noise: share of it that comes from noise of the forces, relative; the rest comes from the next order in h.
+        noise: its part from noise of the forces, the rest is the next order in h; None where there is no plateau.
         by_species: measured, by chemical symbol.
         to_next: relative difference to the nearest other step at this threshold; None without one.
         sum_rule: largest component of sum_i P_i - Q_tot 1 or sum_i Q_i over snapshots.
@@ -50,7 +50,7 @@ class TensorQuality:
     measured: float
     expected: float | None
     error: float
-    noise: float
+    noise: float | None
     by_species: Mapping[str, float]
     to_next: float | None
     sum_rule: float

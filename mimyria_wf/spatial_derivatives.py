@@ -1,8 +1,8 @@
 """APTs and PGTs from displaced atoms: the other side of Eqs. 21 and 22, as validation.
 
 P = dM/dr from dipoles and Q = d(alpha)/dr from polarizabilities of configurations in which one coordinate of one atom
-is moved by +-delta: 6 runs an atom, so for a few atoms. Nothing is shared with derivatives of forces in fields but the
-electronic structure itself.
+is moved by +-delta: six configurations an atom, so for a few atoms. Nothing is shared with derivatives of forces in
+fields but the electronic structure itself.
 """
 
 from __future__ import annotations
@@ -92,49 +92,40 @@ def on_branch(dipoles: Array, quanta: Array | None, reference: Array) -> Array:
     return np.asarray(reference + left @ np.asarray(quanta, dtype=float))
 
 
-def polarizability_of_dipoles(vectors: Array, dipoles: Array, quanta: Array | None = None) -> Array:
-    """Return the polarizability dM_a/dE_b from dipoles in opposite fields, (M(E) - M(-E)) / 2 = alpha.E.
+@dataclass(frozen=True, eq=False)
+class FieldDipoles:
+    """Dipoles of a configuration without field and in fields along the axes.
 
-    Args:
-        vectors: (n_fields, 3) Cartesian vectors [E_h/(e a0)]; opposite pairs that span space. A zero field among them
-            gives the branch, else the dipole with the shortest vector does.
-        dipoles: (n_fields, 3) [e a0].
-        quanta: (3, 3) rows [e a0], None for a cluster.
-
-    Returns:
-        (3, 3) [e^2 a0^2/E_h]; symmetric but for the electronic structure's own noise.
-
-    Raises:
-        LabelError: pairs are missing, or their dipoles.
+    Attributes:
+        step: length of the fields [E_h/(e a0)].
+        zero: (3,) without field [e a0].
+        plus, minus: (field, dipole) in fields along +x, +y, +z and -x, -y, -z [e a0]; None where not computed.
     """
-    vectors, dipoles = np.asarray(vectors, dtype=float), np.asarray(dipoles, dtype=float)
-    lengths = np.linalg.norm(vectors, axis=1)
-    dipoles = on_branch(dipoles, quanta, dipoles[int(np.argmin(lengths))])
-    fields, odd = [], []
-    for i in range(len(vectors)):
-        for j in range(i):
-            if lengths[i] and np.linalg.norm(vectors[i] + vectors[j]) < 1e-6 * lengths[i]:
-                fields.append(0.5 * (vectors[i] - vectors[j]))
-                odd.append(0.5 * (dipoles[i] - dipoles[j]))
-    if not fields or np.linalg.matrix_rank(np.array(fields) / lengths.max(), tol=1e-3) < 3:
-        raise LabelError("a polarizability needs dipoles in opposite fields along three directions: +-x, +-y, +-z")
-    if not np.isfinite(odd).all():
-        raise LabelError("dipoles in fields are not finite: compute these points again")
-    return np.asarray((np.linalg.pinv(np.array(fields)) @ np.array(odd)).T)
+
+    step: float
+    zero: Array
+    plus: Array | None = None
+    minus: Array | None = None
+
+    def on_branch(self, quanta: Array | None, reference: Array) -> FieldDipoles:
+        """Return these dipoles on the branch of the reference (3,), see :func:`on_branch`."""
+        zero = on_branch(self.zero, quanta, reference)
+        plus, minus = (None if d is None else on_branch(d, quanta, zero) for d in (self.plus, self.minus))
+        return FieldDipoles(self.step, zero, plus, minus)
 
 
 @dataclass(frozen=True, eq=False)
 class DisplacedResponse:
-    """Dipole and polarizability of a configuration with one coordinate moved.
+    """Dipoles, perhaps the polarizability, of a configuration with one coordinate moved.
 
     Attributes:
         displacement: which.
-        dipole: (3,) [e a0].
+        dipoles: without field; for a PGT in fields of the sign of the displacement, too.
         polarizability: (3, 3) [e^2 a0^2/E_h], or None.
     """
 
     displacement: Displacement
-    dipole: Array
+    dipoles: FieldDipoles
     polarizability: Array | None = None
 
 
@@ -147,7 +138,7 @@ class SpatialTensors:
         size: displacement [A].
         apt: (n, displacement, field) [e].
         pgt: (n, displacement, field, field) [e^2 a0/E_h], symmetric, or None.
-        asymmetry: rms of what symmetrising took from the PGT [e^2 a0/E_h]: noise of the polarizabilities.
+        asymmetry: rms of what symmetrising took from the PGT [e^2 a0/E_h]: noise of dipoles and polarizabilities.
     """
 
     atoms: tuple[int, ...]
@@ -157,17 +148,24 @@ class SpatialTensors:
     asymmetry: float | None = None
 
 
-def spatial_tensors(responses: Sequence[DisplacedResponse], quanta: Array | None = None) -> dict[float, SpatialTensors]:
+def spatial_tensors(
+    responses: Sequence[DisplacedResponse], undisplaced: FieldDipoles, quanta: Array | None = None
+) -> dict[float, SpatialTensors]:
     """Return APTs and PGTs by central differences, Eqs. 21 and 22 (central terms).
 
-    P_ab = (M_b(+) - M_b(-)) / 2 delta and Q_abc = (alpha_bc(+) - alpha_bc(-)) / 2 delta.
+    P_ab = (M_b(+) - M_b(-)) / 2 delta and Q_abc = (alpha_bc(+) - alpha_bc(-)) / 2 delta. Without polarizabilities Q is
+    the mixed derivative of the dipole by displacement and field, in the manner of Eq. 26: with opposite displacements
+    in opposite fields,
+    [M(+,+h) + M(-,-h) - M(+,0) - M(-,0) - M(0,+h) - M(0,-h) + 2 M(0,0)] / 2 delta h,
+    which needs half the fields that differences of polarizabilities do, and the same orders cancel.
 
     Args:
         responses: of all six displacements of each atom, in any order; sizes may differ.
+        undisplaced: dipoles of the configuration itself; for a PGT without polarizabilities in both fields, too.
         quanta: (3, 3) rows by which dipoles are undetermined [e a0], None for a cluster.
 
     Returns:
-        by size of the displacement [A]; PGTs where all polarizabilities are there.
+        by size of the displacement [A]; PGTs where all that they need is there.
 
     Raises:
         LabelError: names the displacements that are missing.
@@ -175,24 +173,28 @@ def spatial_tensors(responses: Sequence[DisplacedResponse], quanta: Array | None
     known = {(r.displacement.size, r.displacement.atom, r.displacement.axis, r.displacement.sign): r for r in responses}
     if len(known) < len(responses):
         raise LabelError("a displacement is given twice: keep one of each")
+    origin = undisplaced.on_branch(quanta, undisplaced.zero)
     found = {}
     for size in sorted({key[0] for key in known}):
         atoms = tuple(sorted({key[1] for key in known if key[0] == size}))
-        wanted = displacements(atoms, size)
-        missing = [one.name for one in wanted if (size, one.atom, one.axis, one.sign) not in known]
+        missing = [one.name for one in displacements(atoms, size) if (size, one.atom, one.axis, one.sign) not in known]
         if missing:
             raise LabelError(f"spatial derivatives need displacements that are missing: {', '.join(missing)}")
-        apt, pgt = np.zeros((len(atoms), 3, 3)), np.zeros((len(atoms), 3, 3, 3))
-        has_pgt = True
+        apt, pgt = np.zeros((len(atoms), 3, 3)), np.full((len(atoms), 3, 3, 3), np.nan)
         for k, atom in enumerate(atoms):
             for axis in range(3):
                 plus, minus = (known[size, atom, axis, sign] for sign in (1, -1))
-                change = on_branch(plus.dipole, quanta, minus.dipole) - minus.dipole
-                apt[k, axis] = change / (2 * size / BOHR)
-                if plus.polarizability is None or minus.polarizability is None:
-                    has_pgt = False
-                else:
+                there, back = (one.dipoles.on_branch(quanta, origin.zero) for one in (plus, minus))
+                apt[k, axis] = (there.zero - back.zero) / (2 * size / BOHR)
+                if plus.polarizability is not None and minus.polarizability is not None:
                     pgt[k, axis] = (plus.polarizability - minus.polarizability) / (2 * size / BOHR)
+                elif there.plus is not None and back.minus is not None:
+                    if origin.plus is None or origin.minus is None:
+                        raise LabelError("a spatial PGT needs dipoles of the undisplaced configuration in both fields")
+                    mixed = there.plus + back.minus - there.zero - back.zero
+                    mixed = mixed - origin.plus - origin.minus + 2 * origin.zero
+                    pgt[k, axis] = mixed.T / (2 * size / BOHR * origin.step)
+        has_pgt = bool(np.isfinite(pgt).all())
         symmetric = 0.5 * (pgt + np.swapaxes(pgt, -1, -2))
         found[size] = SpatialTensors(
             atoms,

@@ -10,10 +10,10 @@ from mimyria_wf.finite_field import field_vectors, response_tensors
 from mimyria_wf.spatial_derivatives import (
     DisplacedResponse,
     Displacement,
+    FieldDipoles,
     displaced,
     displacements,
     on_branch,
-    polarizability_of_dipoles,
     spatial_tensors,
 )
 from mimyria_wf.tblite_engine import TbliteEngine
@@ -41,42 +41,59 @@ def test_displacements_are_small_and_positive(size: float) -> None:
         displacements([0], size)
 
 
+STEP = 1e-3
+
+
 def _responses(
-    rng: np.random.Generator, size: float, quanta: np.ndarray | None = None
-) -> tuple[list[DisplacedResponse], np.ndarray, np.ndarray]:
-    """Return responses of a dipole and a polarizability that are linear in the displacement, and their slopes."""
+    rng: np.random.Generator, size: float, quanta: np.ndarray | None = None, *, with_polarizability: bool = True
+) -> tuple[list[DisplacedResponse], FieldDipoles, np.ndarray, np.ndarray]:
+    """Return responses of a system with known slopes, which higher orders of even total power hide."""
     apt, pgt = rng.normal(size=(2, 3, 3)), rng.normal(size=(2, 3, 3, 3))
     pgt = pgt + np.swapaxes(pgt, -1, -2)
-    dipole, alpha = rng.normal(size=3), rng.normal(size=(3, 3))
+    dipole, alpha, beta = rng.normal(size=3), rng.normal(size=(3, 3)), 1e2 * rng.normal(size=(3, 3))
+    curvature, slope = rng.normal(size=(2, 3, 3)), 10 * rng.normal(size=(2, 3, 3, 3))
+
+    def moment(k: int, axis: int, step: float, field: np.ndarray) -> np.ndarray:
+        value = dipole + apt[k, axis] * step + (alpha + pgt[k, axis] * step) @ field + beta @ field**2
+        value = value + curvature[k, axis] * step**2 + slope[k, axis] @ field**2 * step
+        return value if quanta is None else value + rng.integers(-3, 4, size=3) @ quanta
+
+    axes = STEP * np.eye(3)
     responses = []
     for one in displacements([4, 1], size):
         k, step = [1, 4].index(one.atom), one.sign * size / BOHR
-        moment = dipole + apt[k, one.axis] * step
-        if quanta is not None:
-            moment = moment + rng.integers(-3, 4, size=3) @ quanta
-        responses.append(DisplacedResponse(one, moment, alpha + pgt[k, one.axis] * step))
+        in_fields = np.array([moment(k, one.axis, step, one.sign * field) for field in axes])
+        plus, minus = (in_fields, None) if one.sign > 0 else (None, in_fields)
+        dipoles = FieldDipoles(STEP, moment(k, one.axis, step, np.zeros(3)), plus, minus)
+        polarizability = alpha + pgt[k, one.axis] * step if with_polarizability else None
+        responses.append(DisplacedResponse(one, dipoles, polarizability))
     rng.shuffle(responses)  # type: ignore[arg-type]
-    return responses, apt, pgt
+    still = [np.array([moment(0, 0, 0.0, sign * field) for field in axes]) for sign in (1, -1)]
+    return responses, FieldDipoles(STEP, moment(0, 0, 0.0, np.zeros(3)), *still), apt, pgt
 
 
-def test_linear_responses_are_recovered_whatever_their_order() -> None:
-    responses, apt, pgt = _responses(np.random.default_rng(1), 0.02)
-    (size, found), *others = spatial_tensors(responses).items()
+@pytest.mark.parametrize("with_polarizability", [True, False])
+def test_slopes_are_recovered_whatever_the_order(with_polarizability: bool) -> None:
+    responses, still, apt, pgt = _responses(np.random.default_rng(1), 0.02, with_polarizability=with_polarizability)
+    (size, found), *others = spatial_tensors(responses, still).items()
     assert not others
     assert size == 0.02
     assert found.atoms == (1, 4)
     np.testing.assert_allclose(found.apt, apt, atol=1e-12)
     assert found.pgt is not None
-    np.testing.assert_allclose(found.pgt, pgt, atol=1e-12)
-    assert found.asymmetry == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(found.pgt, pgt, atol=1e-9)  # round-off over delta h
+    assert found.asymmetry == pytest.approx(0, abs=1e-9)
 
 
-def test_dipoles_on_any_branch_give_the_same_apt() -> None:
+def test_dipoles_on_any_branch_give_the_same_tensors() -> None:
     quanta = np.array([[9.0, 0, 0], [2.0, 11.0, 0], [0, -1.0, 8.0]])
-    responses, apt, _ = _responses(np.random.default_rng(2), 0.01, quanta)
-    np.testing.assert_allclose(spatial_tensors(responses, quanta)[0.01].apt, apt, atol=1e-10)
+    responses, still, apt, pgt = _responses(np.random.default_rng(2), 0.01, quanta, with_polarizability=False)
+    found = spatial_tensors(responses, still, quanta)[0.01]
+    np.testing.assert_allclose(found.apt, apt, atol=1e-10)
+    assert found.pgt is not None
+    np.testing.assert_allclose(found.pgt, pgt, atol=1e-8)
     # without the quanta the jumps are taken for derivatives
-    assert np.abs(spatial_tensors(responses)[0.01].apt - apt).max() > 10
+    assert np.abs(spatial_tensors(responses, still)[0.01].apt - apt).max() > 10
 
 
 def test_a_branch_that_cannot_be_told_is_refused() -> None:
@@ -87,27 +104,16 @@ def test_a_branch_that_cannot_be_told_is_refused() -> None:
 
 
 def test_missing_displacements_are_named() -> None:
-    responses, _, _ = _responses(np.random.default_rng(3), 0.01)
+    responses, still, _, _ = _responses(np.random.default_rng(3), 0.01, with_polarizability=False)
     left = [r for r in responses if r.displacement != Displacement(4, 1, -1, 0.01)]
     with pytest.raises(LabelError, match=r"missing: 4-y/0\.01"):
-        spatial_tensors(left)
+        spatial_tensors(left, still)
     with pytest.raises(LabelError, match="given twice"):
-        spatial_tensors([*responses, responses[0]])
-
-
-def test_polarizability_from_dipoles_in_fields() -> None:
-    rng = np.random.default_rng(4)
-    alpha, quanta = rng.normal(size=(3, 3)) + 20 * np.eye(3), 7 * np.eye(3)
-    vectors = np.array([[0, 0, 0], *field_vectors(1e-3, ["apt"]).values()], dtype=float)
-    dipoles = rng.normal(size=3) + vectors @ alpha.T + np.sum(vectors**2, axis=1)[:, None] * rng.normal(size=3)
-    jumps = rng.integers(-2, 3, size=(7, 3)) @ quanta
-    # row: dipole, column: field
-    np.testing.assert_allclose(polarizability_of_dipoles(vectors, dipoles + jumps, quanta), alpha, atol=1e-9)
-    with pytest.raises(LabelError, match="three directions"):
-        polarizability_of_dipoles(vectors[:5], dipoles[:5])
-    dipoles[3] = np.nan
-    with pytest.raises(LabelError, match="not finite"):
-        polarizability_of_dipoles(vectors, dipoles)
+        spatial_tensors([*responses, responses[0]], still)
+    with pytest.raises(LabelError, match="undisplaced configuration in both fields"):
+        spatial_tensors(responses, FieldDipoles(STEP, still.zero))
+    alone = [DisplacedResponse(r.displacement, FieldDipoles(STEP, r.dipoles.zero)) for r in responses]
+    assert spatial_tensors(alone, still)[0.01].pgt is None
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +132,22 @@ def test_fields_and_displacements_give_the_same_tensors(dimer: ase.Atoms) -> Non
     engine = TbliteEngine(start="cold", accuracy=1e-5)
     fields = np.array(list(field_vectors(5e-4, ["apt", "pgt"]).values()))
     expected = response_tensors(fields, engine.forces(dimer, fields))
-    vectors = np.array([[0, 0, 0], *field_vectors(5e-4, ["apt"]).values()], dtype=float)
+    axes = 5e-4 * np.eye(3)
+
+    def dipoles(atoms: ase.Atoms, *signs: int) -> FieldDipoles:
+        found = engine.field_results(
+            atoms, np.concatenate([np.zeros((1, 3)), *(sign * axes for sign in signs)])
+        ).dipoles
+        assert found is not None
+        parts = {sign: found[1 + 3 * k : 4 + 3 * k] for k, sign in enumerate(signs)}
+        return FieldDipoles(5e-4, found[0], parts.get(1), parts.get(-1))
+
+    still = dipoles(dimer, 1, -1)
     found = []
     for size in (0.01, 0.02):
-        responses = []
-        for one in displacements(range(len(dimer)), size):
-            dipoles = engine.field_results(displaced(dimer, one), vectors).dipoles
-            assert dipoles is not None
-            responses.append(DisplacedResponse(one, dipoles[0], polarizability_of_dipoles(vectors, dipoles)))
-        found.append(spatial_tensors(responses)[size])
+        moved = displacements(range(len(dimer)), size)
+        responses = [DisplacedResponse(one, dipoles(displaced(dimer, one), one.sign)) for one in moved]
+        found.append(spatial_tensors(responses, still)[size])
     near, far = found
     assert near.pgt is not None
     assert far.pgt is not None
@@ -143,7 +156,7 @@ def test_fields_and_displacements_give_the_same_tensors(dimer: ase.Atoms) -> Non
         error = np.abs(a - other).max()
         spread = np.abs(other).max()
         assert error < 2e-4 * spread  # delta^2
-        assert np.abs(b - other).max() == pytest.approx(4 * error, rel=0.1)
-        # what is left once delta^2 is gone: h^2 and tblite's own thresholds
-        np.testing.assert_allclose(a + (a - b) / 3, other, atol=3e-5 * spread)
+        assert np.abs(b - other).max() == pytest.approx(4 * error, rel=0.2)
+        # what is left once delta^2 is gone: h^2, delta h and tblite's own thresholds
+        np.testing.assert_allclose(a + (a - b) / 3, other, atol=6e-5 * spread)
     assert near.asymmetry == pytest.approx(0, abs=1e-4)
