@@ -37,10 +37,11 @@ from mimyria_wf.program_engine import (
     file_text,
 )
 from mimyria_wf.response import Array
+from mimyria_wf.wavefunction_extrapolation import start_from_guess
 
 
 class Cp2kEngine(ProgramEngine):
-    """CP2K, all field points of a snapshot in one folder, each from the zero-field wavefunction.
+    """CP2K, all field points of a snapshot in one folder, each from a guess made of those before it.
 
     Args:
         template: text of a CP2K input with the &FORCE_EVAL, see :func:`mimyria_wf.cp2k_input.check_label_template`.
@@ -137,6 +138,12 @@ class Cp2kEngine(ProgramEngine):
             )
             for name, project in projects.items()
         ]
+
+    def prepare(self, folder: Path, run: ProgramRun) -> None:
+        """Let a field point start from a guess made of the points before it."""
+        target = folder / run.arguments[-1]
+        earlier = sorted(set(folder.glob("*.inp")) - {target}, key=lambda path: path.stat().st_mtime_ns)
+        start_from_guess(target, earlier)
 
     def trouble(self, folder: Path, run: ProgramRun, atoms: ase.Atoms, vectors: Mapping[str, Array]) -> str:
         """Return why no field point should start from this run's wavefunction."""

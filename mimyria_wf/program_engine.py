@@ -117,6 +117,10 @@ class ProgramEngine(FieldEngine):
         """Return why runs that need this one should not start, "" if they may."""
         return ""
 
+    def prepare(self, folder: Path, run: ProgramRun) -> None:
+        """Change the files of a run that is about to start, in ways that do not change its results."""
+        return
+
     def field_results(self, atoms: ase.Atoms, vectors: Array) -> FieldResults:
         """Run the program for one snapshot in every field, see :meth:`FieldEngine.field_results`."""
         began = time.perf_counter()
@@ -181,6 +185,7 @@ class ProgramEngine(FieldEngine):
         for source, name in run.takes:
             if (folder / source).is_file():
                 shutil.copyfile(folder / source, where / name)
+        self.prepare(where, run)
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         with (where / run.output).open("wb") as output:
             try:

@@ -217,16 +217,16 @@ def extrapolating_inputs(inputs: Mapping[str, str]) -> dict[str, str]:
         The same names. Before each run but the first, :func:`write_guess` is to be called with its input and those
         before it. Without that CP2K starts from atomic densities, dearer and with the same result.
     """
-    result = {}
-    for number, (name, text) in enumerate(inputs.items()):
-        if number:
-            content = parse_input(text, name)
-            restart = Section("RESTART", "ON", (Keyword("BACKUP_COPIES", "0"),))
-            content = content.with_section("FORCE_EVAL/DFT/SCF/PRINT", restart)
-            guess = guess_file(name.removesuffix(".inp"))
-            text = write_input(content.with_keyword("FORCE_EVAL/DFT/WFN_RESTART_FILE_NAME", guess))
-        result[name] = text
-    return result
+    return {
+        name: _extrapolating(parse_input(text, name), name.removesuffix(".inp")) if number else text
+        for number, (name, text) in enumerate(inputs.items())
+    }
+
+
+def _extrapolating(content: Section, project: str) -> str:
+    restart = Section("RESTART", "ON", (Keyword("BACKUP_COPIES", "0"),))
+    content = content.with_section("FORCE_EVAL/DFT/SCF/PRINT", restart)
+    return write_input(content.with_keyword("FORCE_EVAL/DFT/WFN_RESTART_FILE_NAME", guess_file(project)))
 
 
 @dataclass(frozen=True)
@@ -298,6 +298,21 @@ def write_guess(target: str | Path, earlier: Sequence[str | Path]) -> Guess:
     return Guess(name, dict(zip(used, weights.tolist())), left_out)
 
 
+def start_from_guess(target: str | Path, earlier: Sequence[str | Path]) -> Guess | None:
+    """Make a rendered input that is about to run start from a guess; nothing happens to one without a field.
+
+    Args:
+        target: the point's CP2K input, rewritten as :func:`extrapolating_inputs` does.
+        earlier: as for :func:`write_guess`.
+    """
+    target = Path(target)
+    content = _input(target)
+    if not _field(content).any():
+        return None
+    target.write_text(_extrapolating(content, target.stem))
+    return write_guess(target, earlier)
+
+
 def _input(path: Path) -> Section:
     try:
         return parse_input(path.read_text(), path.name)
@@ -353,6 +368,7 @@ __all__ = [
     "extrapolation_weights",
     "guess_file",
     "read_wavefunction",
+    "start_from_guess",
     "write_guess",
     "write_wavefunction",
 ]

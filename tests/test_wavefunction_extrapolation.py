@@ -26,6 +26,7 @@ from mimyria_wf.wavefunction_extrapolation import (
     extrapolation_weights,
     guess_file,
     read_wavefunction,
+    start_from_guess,
     write_guess,
     write_wavefunction,
 )
@@ -292,6 +293,19 @@ def test_mixed_fields_are_read_from_inputs(tmp_path: Path) -> None:
     found = read_wavefunction(tmp_path / guess.file)
     zero = read_wavefunction(tmp_path / "zero-RESTART.wfn")
     assert model.error(found, vectors["+x+y"]) < 0.02 * model.error(zero, vectors["+x+y"])
+
+
+def test_only_field_points_are_made_to_start_from_guesses(point: tuple) -> None:
+    target, earlier, *_, vectors = point
+    rendered = render_field_set(template(), small_water(), vectors)
+    assert start_from_guess(earlier[0], []) is None
+    assert earlier[0].read_text() == rendered["zero.inp"]
+    extrapolating = target.read_text()
+    target.write_text(rendered["mx.inp"])
+    guess = start_from_guess(target, earlier)
+    assert guess is not None
+    assert guess.weights == pytest.approx({"zero": 2.0, "px": -1.0}, abs=1e-3)
+    assert target.read_text() == extrapolating
 
 
 @pytest.mark.cp2k
