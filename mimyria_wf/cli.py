@@ -28,6 +28,14 @@ from mimyria_wf.errors import MimyriaError
 Progress = Callable[[int, int, str], None]
 
 
+class Refusal(MimyriaError):
+    """A verdict that is no success: its result is shown like any other, the exit status is 1."""
+
+    def __init__(self, reason: str, result: dict[str, Any]) -> None:
+        super().__init__(reason)
+        self.result = result
+
+
 @dataclass(frozen=True)
 class Verb:
     """A verb: its name, one line of help, its arguments, what it does, and what a human reads of a long result."""
@@ -43,8 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit status."""
     parser = build_parser()
     chosen = parser.parse_args(arguments)
+    refusal: Refusal | None = None
     try:
         result = chosen.run(chosen)
+    except Refusal as error:
+        result, refusal = error.result, error
     except MimyriaError as error:
         for line in str(error).splitlines() or [type(error).__name__]:
             print(f"error: {line}", file=sys.stderr)
@@ -63,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         partial.replace(chosen.json_file)
     with _closed_pipe_is_no_error():
         show(chosen, result, text)
-    return 0
+    if refusal is not None:
+        print(f"error: {refusal}", file=sys.stderr)
+    return 0 if refusal is None else 1
 
 
 def show(chosen: argparse.Namespace, result: dict[str, Any], text: str) -> None:
@@ -472,6 +485,9 @@ def _configure_label(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, help="labelled extxyz")
     parser.add_argument("--vectors", type=_json_list, help="field vectors as JSON instead of --targets and --step")
     parser.add_argument("--field-forces", type=Path, help="keep the forces in all fields in this HDF5 file")
+    parser.add_argument(
+        "--known", type=Path, action="append", default=[], help="further files of field forces, not computed again"
+    )
     parser.add_argument("--derivatives", type=Path, help="label every frame of a trajectory, write its derivatives")
     parser.add_argument("--start", type=int, default=0, help="with --derivatives: first frame")
     parser.add_argument("--stop", type=int, help="with --derivatives: end of the frames")
@@ -530,7 +546,108 @@ def _label(chosen: argparse.Namespace) -> dict[str, Any]:
         return field_forces_file(chosen.file, engine, chosen.vectors, chosen.field_forces, **common)
     if chosen.output is None:
         raise LabelError("label needs -o OUT.extxyz")
-    return label_file(chosen.file, engine, chosen.targets, chosen.step, chosen.output, chosen.field_forces, **common)
+    return label_file(
+        chosen.file,
+        engine,
+        chosen.targets,
+        chosen.step,
+        chosen.output,
+        chosen.field_forces,
+        points_known=chosen.known,
+        **common,
+    )
+
+
+def _configure_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("forces", "labels"), help="forces: a frame a field point; labels: tensors")
+    parser.add_argument("file", type=Path, help="extxyz made elsewhere")
+    parser.add_argument("--engine", required=True, help="the program that made it")
+    parser.add_argument("--engine-version", default="unknown", help="its version")
+    parser.add_argument("--level", type=_json_object, required=True, help="what decides the labels, as JSON")
+    parser.add_argument("--field-unit", help="forces: V/A or E_h/(e a0), if the file does not say it")
+    parser.add_argument("--force-unit", help="forces: eV/A or E_h/a0, if the file does not say it")
+    parser.add_argument("--field-key", default="efield", help="forces: header entry with the field (efield)")
+    parser.add_argument("--forces-key", help="forces: their column (forces or REF_forces)")
+    for name, unit, axes in (
+        ("apt", "e", "displacement,field or field,displacement"),
+        ("pgt", "e^2 a0/E_h or A^2", "displacement,field,field or field,field,displacement"),
+    ):
+        parser.add_argument(f"--{name}-unit", help=f"labels: {unit}, if the file does not say it")
+        parser.add_argument(f"--{name}-axes", help=f"labels: {axes}, if the file does not say it")
+        parser.add_argument(f"--{name}-key", default=name, help=f"labels: their column ({name})")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="field forces (HDF5) or labelled extxyz")
+
+
+def _import(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.label_import import Origin, import_field_forces, import_labels
+
+    origin = Origin(chosen.engine, chosen.engine_version, chosen.level)
+    if chosen.what == "forces":
+        return import_field_forces(
+            chosen.file,
+            chosen.output,
+            origin,
+            field_unit=chosen.field_unit,
+            force_unit=chosen.force_unit,
+            field_key=chosen.field_key,
+            forces_key=chosen.forces_key,
+        )
+    stated = {
+        kind: {name: getattr(chosen, f"{name}_{kind}") for name in ("apt", "pgt")} for kind in ("unit", "axes", "key")
+    }
+    stated = {kind: {n: value for n, value in values.items() if value is not None} for kind, values in stated.items()}
+    return import_labels(
+        chosen.file, chosen.output, origin, units=stated["unit"], axes=stated["axes"], columns=stated["key"]
+    )
+
+
+def _configure_qualify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="one or a few snapshots (extxyz)")
+    _engine_arguments(parser)
+    parser.add_argument("--first", type=int, help="take only this many snapshots of the file")
+    parser.add_argument("--targets", nargs="+", choices=("apt", "pgt"), default=["apt", "pgt"], help="tensors")
+    parser.add_argument("--steps", type=float, nargs="+", help="field steps to screen [E_h/(e a0)]")
+    parser.add_argument("--step", type=float, help="the one used while other things are screened")
+    parser.add_argument("--thresholds", type=float, nargs="+", help="SCF thresholds to screen, loosest first")
+    parser.add_argument("--grid", choices=("cross", "full"), help="screen every pair of step and threshold: full")
+    parser.add_argument("--atoms", type=int, nargs="+", help="compare with spatial derivatives of these atoms")
+    parser.add_argument("--displacement", type=float, help="of those atoms [A]")
+    parser.add_argument("--polarizability", choices=("fields", "dfpt", "none"), help="of displaced atoms")
+    parser.add_argument("--without-cross-points", action="store_true", help="leave out the points (h, -h, 0)")
+    parser.add_argument("--tolerances", type=_json_object, help="that differ from the defaults, as JSON")
+    _state_arguments(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder; what it holds is not computed again")
+
+
+def _qualify(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.engines import checked
+    from mimyria_wf.errors import LabelError
+    from mimyria_wf.labelling import stated_snapshots
+    from mimyria_wf.qualification import QualificationSettings, plan, qualify
+
+    engine = _chosen_engine(chosen)
+    names = ("targets", "steps", "step", "thresholds", "grid", "atoms", "displacement", "polarizability", "tolerances")
+    settings = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    if chosen.without_cross_points:
+        settings["cross_points"] = False
+    try:
+        wanted = QualificationSettings(**settings)
+    except (TypeError, ValueError) as error:
+        raise LabelError(f"qualify: {error}") from None
+    snapshots = stated_snapshots(chosen.file, chosen.charge, chosen.multiplicity)[: chosen.first]
+    plan(snapshots, wanted)  # which refuses what cannot be screened, before there is a folder
+    warnings = checked(engine, snapshots, wanted.targets, max(wanted.steps))
+    verdict = qualify(snapshots, engine, wanted, chosen.output, progress_for(chosen))
+    lines = [f"warning: {warning}" for warning in warnings]
+    result = {
+        **verdict.to_dict(),
+        "warnings": warnings,
+        "output": str(chosen.output),
+        "text": "\n".join([*lines, verdict.text(), f"figures and every number are in {chosen.output}/"]),
+    }
+    if not verdict.accepted:
+        raise Refusal(f"{chosen.file} with engine {engine.name} is {verdict.line}", result)
+    return result
 
 
 def _label_clusters(chosen: argparse.Namespace, engine: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -1042,6 +1159,8 @@ CORE_VERBS = [
     ),
     Verb("select", "draw nested training snapshots and a test set from trajectories", _configure_select, _select),
     Verb("engines", "list the engines that give forces in fields, with their settings", _configure_engines, _engines),
+    Verb("import", "take in forces in fields, or tensors, that were made elsewhere", _configure_import, _import),
+    Verb("qualify", "screen field step and SCF threshold, recommend or refuse them", _configure_qualify, _qualify),
     Verb("label", "compute APTs and PGTs of snapshots by forces in electric fields", _configure_label, _label),
     Verb("train", "train an APT or PGT network", _configure_train, _train),
     Verb(

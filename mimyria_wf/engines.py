@@ -178,7 +178,8 @@ def label_file(
     for atoms, (field_forces, tensors) in zip(
         snapshots, label_snapshots(engine, snapshots, step, wanted, progress, store), strict=True
     ):
-        labelled.append(LabelledSnapshot(atoms, tensors.apt, tensors.pgt))
+        errors = field_forces.errors()
+        labelled.append(LabelledSnapshot(_with_errors(atoms, errors), tensors.apt, tensors.pgt))
         checks.append(field_forces.diagnostics(total_charge(atoms)))
     metadata: dict[str, str | int | float] = {
         "field_step": step,
@@ -199,11 +200,22 @@ def label_file(
         **metadata,
         "level": dict(level),
         "largest_sum_rule_residual": {name: max(r[name] for r in residuals) for name in residuals[0]},
+        "largest_error": {
+            name: _largest(float(one.atoms.info[f"{name}_error"]) for one in labelled)
+            for name in ("apt", "pgt")
+            if all(f"{name}_error" in one.atoms.info for one in labelled)
+        },
         "largest_net_force": _largest(c.net_force for c in checks),
         "largest_apt_noise": _largest(c.apt_noise for c in checks),
         **({"warnings": warnings} if warnings else {}),
         "seconds": time.perf_counter() - began,
     }
+
+
+def _with_errors(atoms: ase.Atoms, errors: dict[str, float]) -> ase.Atoms:
+    noted = atoms.copy()
+    noted.info = {**atoms.info, **{f"{name}_error": value for name, value in errors.items()}}
+    return noted
 
 
 def checked(engine: FieldEngine, snapshots: Iterable[ase.Atoms], targets: Sequence[str], step: float) -> list[str]:

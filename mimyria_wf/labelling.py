@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ase
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,14 +51,11 @@ def field_forces_file(
         raise FieldSetError("field vectors must be a list of [x, y, z] in E_h/(e a0)")
     lengths = np.linalg.norm(wanted, axis=1)
     step = float(lengths[lengths > 0].min(initial=1.0))
-    snapshots = read_snapshots(path)
+    snapshots = stated_snapshots(path, charge, multiplicity)
     store = FieldForcesStore(out)
     n_computed = 0
     failures: list[str] = []
     for index, atoms in enumerate(snapshots):
-        for key, value in (("charge", charge), ("multiplicity", multiplicity)):
-            if value is not None and int(atoms.info.setdefault(key, value)) != value:
-                raise LabelError(f"{path}, snapshot {index}: {key} is {atoms.info[key]} in the file, {value} was given")
         known = store.get(atoms, engine.level_of_theory)
         rows = matching_rows(known.field_vectors, wanted, step) if known is not None else [None] * len(wanted)
         missing = wanted[[row is None for row in rows]]
@@ -81,6 +79,20 @@ def field_forces_file(
         "engine_version": engine.version,
         "level": dict(engine.level_of_theory),
     }
+
+
+def stated_snapshots(path: str | Path, charge: int | None, multiplicity: int | None) -> list[ase.Atoms]:
+    """Return the snapshots of a file, with charge and multiplicity in info where they are given.
+
+    Raises:
+        LabelError: the file says otherwise.
+    """
+    snapshots = read_snapshots(path)
+    for index, atoms in enumerate(snapshots):
+        for key, value in (("charge", charge), ("multiplicity", multiplicity)):
+            if value is not None and int(atoms.info.setdefault(key, value)) != value:
+                raise LabelError(f"{path}, snapshot {index}: {key} is {atoms.info[key]} in the file, {value} was given")
+    return snapshots
 
 
 def label_trajectory_file(

@@ -194,15 +194,19 @@ def read_snapshots(path: str | Path) -> list[ase.Atoms]:
     return list(frames)
 
 
-def read_labels(path: str | Path, targets: Sequence[str] | None = None) -> list[LabelledSnapshot]:
+def read_labels(
+    path: str | Path, targets: Sequence[str] | None = None, *, stated: bool = False
+) -> list[LabelledSnapshot]:
     """Return the labelled snapshots of an extxyz file with columns apt:R:9 and/or pgt:R:27.
 
     Args:
         path: the file; its positions are in A, its tensors in the axis order and units of docs/theory.md. A header
             that states another unit or order is refused.
         targets: tensors that every snapshot must carry; None: at least one of them.
+        stated: refuse a header that does not state unit, order of axes and level of theory, and levels that differ.
     """
     snapshots = []
+    levels: dict[str, int] = {}
     for index, atoms in enumerate(read_snapshots(path)):
         where = f"{path}, snapshot {index}"
         found: dict[str, Array] = {}
@@ -211,6 +215,8 @@ def read_labels(path: str | Path, targets: Sequence[str] | None = None) -> list[
             if column is None:
                 continue
             for key, expected in ((f"{name}_unit", TENSOR_UNITS[name]), (f"{name}_axes", TENSOR_AXES[name])):
+                if stated and key not in atoms.info:
+                    raise LabelError(f"{where}: {key} is not stated; `mimyria-wf import labels` takes it in")
                 if str(atoms.info.get(key, expected)).strip() != expected:
                     raise LabelError(
                         f"{where}: {key} must be '{expected}', found '{atoms.info[key]}': convert the file"
@@ -225,6 +231,15 @@ def read_labels(path: str | Path, targets: Sequence[str] | None = None) -> list[
             columns = {"apt": "apt:R:9", "pgt": "pgt:R:27"}
             needed = " and ".join(columns[t] for t in lacking) or " or ".join(columns.values())
             raise LabelError(f"{where}: no column {needed}; run `mimyria-wf label` on it first")
+        if stated:
+            levels.setdefault(str(atoms.info.get("level_of_theory", "")).strip(), index)
+            if "" in levels:
+                raise LabelError(f"{where}: level_of_theory is not stated; `mimyria-wf import labels` takes it in")
+            if len(levels) > 1:
+                first, second = levels.values()
+                raise LabelError(
+                    f"{path}: snapshots {first} and {second} are of different levels of theory: make a file of each"
+                )
         try:
             total_charge(atoms)
             snapshots.append(LabelledSnapshot(atoms, found.get("apt"), found.get("pgt")))

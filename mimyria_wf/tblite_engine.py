@@ -131,7 +131,8 @@ class TbliteEngine(FieldEngine):
         """
         state = {key: getattr(self, key) for key in self.settings}
         if "eps_scf" in changes:
-            state["accuracy"] = float(changes.pop("eps_scf")) / EPS_SCF
+            # rounded: 1e-6 must be the level of theory of accuracy 0.05
+            state["accuracy"] = float(f"{float(changes.pop('eps_scf')) / EPS_SCF:.12g}")
         unknown = sorted(set(changes) - set(self.settings))
         if unknown:
             raise EngineError(f"tblite cannot vary {', '.join(unknown)} (known: eps_scf, {', '.join(self.settings)})")

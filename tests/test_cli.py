@@ -15,6 +15,7 @@ import pytest
 from ase.build import molecule
 
 from mimyria_wf.cli import all_verbs, main, plain, readable, stride_text
+from mimyria_wf.field_forces import read_field_forces
 from mimyria_wf.labels import read_labels
 from mimyria_wf.spectra_files import read_table
 from mimyria_wf.trajectory import open_trajectory
@@ -113,7 +114,6 @@ def test_the_verbs_of_the_design_are_there() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("label A.extxyz --engine magic -o out.extxyz", "magic"),
         ("label A.extxyz --targets dipole -o out.extxyz", "dipole"),
         ("train --target apt --train A.extxyz -o model", "--test"),
         ("train --target apt --train A.extxyz --test B.extxyz -o model --set 3", "JSON object"),
@@ -185,6 +185,56 @@ def test_a_snapshot_that_fails_costs_only_itself(folder: Path, tmp_path: Path, c
     assert "1 of 3 snapshots" in message
     assert "snapshot 1: " in message
     assert cli("label", tmp_path / "sound.extxyz", *vectors)["n_points_computed"] == 0
+
+
+def test_engines_are_listed_with_their_settings(cli: Cli) -> None:
+    found = {one["name"]: one for one in cli("engines")["engines"]}
+    assert {"cp2k", "tblite", "vasp"} <= set(found)
+    assert "accuracy" in found["tblite"]["settings"]
+    assert {"command", "timeout_s", "eps_scf"} <= set(found["cp2k"]["settings"])
+
+
+def test_settings_and_flags_of_an_engine_are_one(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    by_flag = cli("label", folder / "A0.extxyz", "--accuracy", "0.05", "-o", tmp_path / "a.extxyz")
+    by_settings = cli("label", folder / "A0.extxyz", "--settings", '{"eps_scf": 1e-6}', "-o", tmp_path / "b.extxyz")
+    assert by_flag["level_of_theory"] == by_settings["level_of_theory"]
+    assert by_flag["warnings"] == ["tblite: accuracy 0.05 is too loose for a PGT; use 0.001"]
+
+
+def test_imported_forces_are_known_points(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    """Forces of our own engine go out as extxyz and come back; a label of that level computes nothing then."""
+    frames = []
+    store = tmp_path / "own.h5"
+    level = cli("label", folder / "A0.extxyz", "--targets", "apt", "--field-forces", store, "-o", tmp_path / "a.extxyz")
+    for one in read_field_forces(store):
+        for vector, forces in zip(one.field_forces.field_vectors, one.field_forces.forces, strict=True):
+            frame = one.atoms.copy()
+            frame.arrays["forces"] = forces
+            frame.info |= {"efield": vector, "efield_unit": "E_h/(e a0)", "forces_unit": "E_h/a0"}
+            frames.append(frame)
+    ase.io.write(tmp_path / "given.extxyz", frames)
+    out = tmp_path / "given.h5"
+    arguments = ["--engine", "tblite", "--level", json.dumps(level["level"]), "-o", out]
+    result = cli("import", "forces", tmp_path / "given.extxyz", *arguments)
+    assert (result["n_snapshots"], result["n_points"], result["n_snapshots_with_tensors"]) == (4, 24, 4)
+    again = cli("label", folder / "A0.extxyz", "--targets", "apt", "--known", out, "-o", tmp_path / "b.extxyz")
+    assert (again["n_points"], again["n_points_computed"]) == (24, 0)
+    for one, other in zip(read_labels(tmp_path / "a.extxyz"), read_labels(tmp_path / "b.extxyz"), strict=True):
+        np.testing.assert_allclose(other.apt, one.apt, atol=2e-5)  # eight decimals over 2 h
+
+
+def test_qualify_recommends_or_refuses(folder: Path, tmp_path: Path, cli: Cli, capsys: Any) -> None:
+    result = cli("qualify", folder / "A0.extxyz", "--first", "1", "--steps", "5e-4", "1e-3", "-o", tmp_path / "good")
+    assert result["accepted"]
+    assert result["step"] in (5e-4, 1e-3)
+    arguments = ["qualify", folder / "A0.extxyz", "--first", "1", "--steps", "0.02", "0.04", "--accuracy", "5"]
+    assert main([*map(str, arguments), "-o", str(tmp_path / "bad"), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["accepted"] is False
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    assert "is refused: " in line
+    assert (tmp_path / "bad" / "qualification.json").exists()
 
 
 def test_label_follows_a_trajectory_in_parts_that_join(folder: Path, tmp_path: Path, cli: Cli) -> None:
@@ -608,6 +658,27 @@ BAD_INPUT = {
     "odd electrons": ("label {t}/radical.extxyz -o {t}/out.extxyz", "multiplicity"),
     "periodic": ("label {t}/periodic.extxyz -o {t}/out.extxyz", "periodic"),
     "unknown method": ("label {f}/A0.extxyz --method GFN9-xTB -o {t}/out.extxyz", "GFN9-xTB"),
+    "unknown engine": ("label {f}/A0.extxyz --engine magic -o {t}/out.extxyz", "known: cp2k, tblite, vasp"),
+    "an engine without its template": ("label {f}/A0.extxyz --engine cp2k -o {t}/out.extxyz", "--template FILE"),
+    "a template for an engine without one": (
+        "label {f}/A0.extxyz --template {t}/text.extxyz -o {t}/out.extxyz",
+        "engine tblite takes no template",
+    ),
+    "unknown setting of an engine": (
+        'label {f}/A0.extxyz --settings {{"speed":9}} -o {t}/out.extxyz',
+        "does not know the setting speed (known: method",
+    ),
+    "engines of another name": ("engines magic", "known: cp2k, tblite, vasp"),
+    "forces in an unstated unit": (
+        'import forces {f}/A0.extxyz --engine x --level {{"method":"x"}} -o {t}/out.h5',
+        "no efield in its header",
+    ),
+    "tensors of no level of theory": (
+        "import labels {f}/A.extxyz --engine x --level {{}} -o {t}/out",
+        "need their level",
+    ),
+    "qualify with one step": ("qualify {f}/A0.extxyz --steps 0.001 -o {t}/out", "steps"),
+    "qualify an atom that is not there": ("qualify {f}/A0.extxyz --atoms 9 -o {t}/out", "atom"),
     "negative step": ("label {f}/A0.extxyz --step -1 -o {t}/out.extxyz", "step"),
     "charge against the file": ("label {f}/A0.extxyz --charge 2 -o {t}/out.extxyz", "charge"),
     "nowhere to write": ("label {f}/A0.extxyz", "-o OUT.extxyz"),
