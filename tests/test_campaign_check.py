@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from ase.io import read, write
 
 import mimyria_wf
@@ -1215,8 +1216,8 @@ WARN = [
         swap(VASP, "  vasp:", "  gap_eV: 1.0\n  vasp:"),
         [],
         (
-            "labels.vasp.incar in INCAR: field too strong for the gap: e|E.a_1| = 0.16 eV, E_gap/(10 N_1) = 0.1 eV with "
-            "E_gap = 1 eV: at this gap up to 0.63 of this field; take a smaller step (campaign.yaml, line 16)"
+            "labels.vasp.incar in INCAR: field too strong for the gap: e|E.a_1| = 0.16 eV, E_gap/(10 N_1) = 0.1 eV "
+            "with E_gap = 1 eV: at this gap up to 0.63 of this field; take a smaller step (campaign.yaml, line 16)"
         ),
         id="vasp_field_near_gap",
     ),
@@ -1413,6 +1414,34 @@ def test_cutoff_beyond_half_the_box_is_fine(tmp_path: Path) -> None:
 def test_height_of_a_skewed_cell_is_less_than_its_vectors() -> None:
     atoms = Atoms("H", cell=[4.0, 5.0, 6.0, 90, 90, 30], pbc=True)
     assert cell_heights(atoms) == pytest.approx([2.0, 2.5, 6.0], rel=1e-12)  # a sin(gamma), b sin(gamma), c
+
+
+def test_estimate_counts_the_qualification(tmp_path: Path) -> None:
+    """Two steps share the point without field; six points (h, -h, 0) and six displaced dipoles beside them."""
+    estimate = check(tmp_path, BULK).estimate
+    assert estimate.n_qualification_points == 1 + 2 * 12 + 6 + 6
+    assert estimate.jobs["qualification"] == 3 + 1  # at most 13 points each
+    assert estimate.core_hours["qualification"] is None
+    assert "qualification: 37 calculations" in estimate.lines()
+    timed = check(
+        tmp_path, swap(BULK, "  template: dft.inp", "  template: dft.inp\n  seconds_per_point: 36.0")
+    ).estimate
+    assert timed.core_hours["qualification"] == pytest.approx(0.37)
+    assert "labels: the 13 field points of one snapshot take about 470 s" in timed.lines()
+    off = check(tmp_path, BULK + "qualification: false\n").estimate
+    assert off.n_qualification_points == 0
+    assert "qualification" not in {**off.jobs, **off.core_hours}
+
+
+def test_a_cell_of_metal_atoms_is_pointed_out(tmp_path: Path) -> None:
+    def copper(folder: Path) -> None:
+        write(folder / "bulk.extxyz", bulk("Cu", cubic=True))
+
+    report = check(tmp_path, BULK, copper)
+    assert [str(p) for p in report.warnings if "metal" in str(p)] == [
+        "system.structure holds nothing but Cu, which looks like a metal: it has no polarization in a field: labels "
+        "need an insulator; the qualification looks at the gap (campaign.yaml, line 4)"
+    ]
 
 
 def test_estimate_of_the_cluster(tmp_path: Path) -> None:
