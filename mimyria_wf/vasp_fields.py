@@ -134,7 +134,7 @@ def _paired(vectors: Array) -> list[int]:
 
 
 def read_lcalceps_run(folder: str | Path) -> VaspResponse:
-    """Read vasprun.xml of a run, which has eight decimals, once OUTCAR says that it went well.
+    """Read vasprun.xml of an LCALCEPS or LEPSILON run, which has eight decimals, once OUTCAR says that it went well.
 
     Raises:
         EngineError: a file is missing or cut off, or an electronic loop did not converge.

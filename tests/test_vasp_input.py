@@ -207,6 +207,9 @@ class TestGap:
         limit = 10 * 3 * 4.3 * STEP * HARTREE_PER_BOHR
         assert check_field_against_gap(cell, (9, 3, 9), field, 1.001 * limit) == ""
         assert "N_2" in check_field_against_gap(cell, (9, 3, 9), field, 0.999 * limit)
+        # each division belongs to its own vector
+        assert check_field_against_gap(8 * np.eye(3), (1, 2, 20), [STEP, 0, 0], 2.1) == ""
+        assert "N_3" in check_field_against_gap(8 * np.eye(3), (1, 2, 20), [0, 0, STEP], 2.1)
 
     def test_c60_as_vasp_warns(self):
         """OUTCAR of C60: 1.4 eV > 0.16419 eV at 0.1 eV/A, 14 A and a gap of 1.6419 eV."""
