@@ -22,6 +22,7 @@ from mimyria_wf.cp2k_input import (
     render_field_set,
     render_polarizability,
     varied_template,
+    wavefunction_file,
     write_input,
 )
 from mimyria_wf.cp2k_output import read_field_results, read_polarizability, read_run
@@ -37,7 +38,7 @@ from mimyria_wf.program_engine import (
     file_text,
 )
 from mimyria_wf.response import Array
-from mimyria_wf.wavefunction_extrapolation import start_from_guess
+from mimyria_wf.wavefunction_extrapolation import are_neighbours, start_from_guess, start_from_neighbour
 
 
 class Cp2kEngine(ProgramEngine):
@@ -71,6 +72,7 @@ class Cp2kEngine(ProgramEngine):
             raise EngineError(str(error)) from None
         self.files = dict(files or {})
         self._version: str | None = None
+        self._last: tuple[ase.Atoms, bytes] | None = None
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], files: Mapping[str, Path]) -> Cp2kEngine:
@@ -139,11 +141,24 @@ class Cp2kEngine(ProgramEngine):
             for name, project in projects.items()
         ]
 
-    def prepare(self, folder: Path, run: ProgramRun) -> None:
-        """Let a field point start from a guess made of the points before it."""
+    def prepare(self, folder: Path, run: ProgramRun, atoms: ase.Atoms) -> None:
+        """Let a field point start from a guess made of those before it, the first point from a similar snapshot's."""
         target = folder / run.arguments[-1]
         earlier = sorted(set(folder.glob("*.inp")) - {target}, key=lambda path: path.stat().st_mtime_ns)
-        start_from_guess(target, earlier)
+        if earlier:
+            start_from_guess(target, earlier)
+        elif self._last is not None and are_neighbours(self._last[0], atoms):
+            start_from_neighbour(target, self._last[1])
+
+    def executed(
+        self, runs: Sequence[ProgramRun], atoms: ase.Atoms, vectors: Mapping[str, Array]
+    ) -> tuple[Path, dict[str, str]]:
+        """Run everything; the zero-field wavefunction is kept for the next snapshot."""
+        folder, failures = super().executed(runs, atoms, vectors)
+        wavefunction = folder / wavefunction_file(file_name(ZERO_FIELD))
+        if not failures and wavefunction.is_file():
+            self._last = atoms.copy(), wavefunction.read_bytes()
+        return folder, failures
 
     def trouble(self, folder: Path, run: ProgramRun, atoms: ase.Atoms, vectors: Mapping[str, Array]) -> str:
         """Return why no field point should start from this run's wavefunction."""

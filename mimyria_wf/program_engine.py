@@ -117,7 +117,7 @@ class ProgramEngine(FieldEngine):
         """Return why runs that need this one should not start, "" if they may."""
         return ""
 
-    def prepare(self, folder: Path, run: ProgramRun) -> None:
+    def prepare(self, folder: Path, run: ProgramRun, atoms: ase.Atoms) -> None:
         """Change the files of a run that is about to start, in ways that do not change its results."""
         return
 
@@ -165,6 +165,8 @@ class ProgramEngine(FieldEngine):
                 first = "the point without field" if run.needs == ZERO_FIELD else run.needs
                 failures[run.name] = in_the_way[run.name] = f"not run, because of {first}: {in_the_way[run.needs]}"
                 continue
+            self._write(folder, run)
+            self.prepare(folder / run.folder, run, atoms)
             reason = self._execute(folder, run)
             if reason:
                 failures[run.name] = reason
@@ -173,8 +175,9 @@ class ProgramEngine(FieldEngine):
                 in_the_way[run.name] = reason
         return folder, failures
 
-    def _execute(self, folder: Path, run: ProgramRun) -> str:
-        """Run the program once; return why it did not end by itself with status 0, "" if it did."""
+    @staticmethod
+    def _write(folder: Path, run: ProgramRun) -> None:
+        """Put the files of a run where it will run."""
         where = folder / run.folder
         where.mkdir(parents=True, exist_ok=True)
         for name, content in run.files.items():
@@ -185,7 +188,10 @@ class ProgramEngine(FieldEngine):
         for source, name in run.takes:
             if (folder / source).is_file():
                 shutil.copyfile(folder / source, where / name)
-        self.prepare(where, run)
+
+    def _execute(self, folder: Path, run: ProgramRun) -> str:
+        """Run the program once; return why it did not end by itself with status 0, "" if it did."""
+        where = folder / run.folder
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         with (where / run.output).open("wb") as output:
             try:

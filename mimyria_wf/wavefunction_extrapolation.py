@@ -20,6 +20,7 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
 from scipy.io import FortranEOFError, FortranFile, FortranFormattingError
 
 from mimyria_wf.cp2k_input import Keyword, Section, parse_input, wavefunction_file, write_input
@@ -34,6 +35,9 @@ _NOISE = 1e-8
 """Error of a converged wavefunction in its size: SCF gradients of 1e-8."""
 
 _HIGHEST_ORDER = 4
+
+_NEIGHBOUR_DISTANCE = 0.1
+"""Largest displacement over which a wavefunction is taken along [A]."""
 
 _LEAST_OVERLAP = 0.5
 """Least singular value of two sets of orbitals over that of the first with itself; fields of 1e-3 leave 0.99."""
@@ -313,6 +317,31 @@ def start_from_guess(target: str | Path, earlier: Sequence[str | Path]) -> Guess
     return write_guess(target, earlier)
 
 
+def are_neighbours(one: Atoms, other: Atoms) -> bool:
+    """Tell whether the wavefunction of one structure is a good guess for the other: no atom more than 0.1 A away."""
+    return (
+        len(one) == len(other)
+        and bool((one.numbers == other.numbers).all() and (one.pbc == other.pbc).all())
+        and one.info.get("charge", 0) == other.info.get("charge", 0)
+        and one.info.get("multiplicity") == other.info.get("multiplicity")
+        and bool(np.allclose(one.cell.array, other.cell.array, atol=_NEIGHBOUR_DISTANCE))
+        and float(np.linalg.norm(one.positions - other.positions, axis=1).max()) < _NEIGHBOUR_DISTANCE
+    )
+
+
+def start_from_neighbour(target: str | Path, wavefunction: bytes) -> None:
+    """Make an input that is about to run start from the wavefunction of a similar structure.
+
+    Args:
+        target: CP2K input of a run without a field, rewritten.
+        wavefunction: content of the other structure's ``PROJECT-RESTART.wfn``; coefficients move with their atoms.
+    """
+    target = Path(target)
+    target.with_name(guess_file(target.stem)).write_bytes(wavefunction)
+    content = _input(target).with_keyword("FORCE_EVAL/DFT/SCF/SCF_GUESS", "RESTART")
+    target.write_text(_extrapolating(content, target.stem))
+
+
 def _input(path: Path) -> Section:
     try:
         return parse_input(path.read_text(), path.name)
@@ -363,12 +392,14 @@ __all__ = [
     "Orbitals",
     "Wavefunction",
     "aligned",
+    "are_neighbours",
     "extrapolate",
     "extrapolating_inputs",
     "extrapolation_weights",
     "guess_file",
     "read_wavefunction",
     "start_from_guess",
+    "start_from_neighbour",
     "write_guess",
     "write_wavefunction",
 ]

@@ -21,12 +21,14 @@ from mimyria_wf.wavefunction_extrapolation import (
     Orbitals,
     Wavefunction,
     aligned,
+    are_neighbours,
     extrapolate,
     extrapolating_inputs,
     extrapolation_weights,
     guess_file,
     read_wavefunction,
     start_from_guess,
+    start_from_neighbour,
     write_guess,
     write_wavefunction,
 )
@@ -306,6 +308,31 @@ def test_only_field_points_are_made_to_start_from_guesses(point: tuple) -> None:
     assert guess is not None
     assert guess.weights == pytest.approx({"zero": 2.0, "px": -1.0}, abs=1e-3)
     assert target.read_text() == extrapolating
+
+
+def test_neighbours_are_the_same_atoms_a_little_moved() -> None:
+    atoms = small_water()
+    moved = atoms.copy()
+    moved.positions[1] += 0.02
+    assert are_neighbours(atoms, moved)
+    charged, far, shuffled, stretched = (atoms.copy() for _ in range(4))
+    charged.info["charge"] = 1
+    far.positions[2] += 0.2
+    shuffled.numbers[:] = shuffled.numbers[::-1]
+    stretched.set_cell(1.1 * stretched.cell.array)
+    for other in (charged, far, shuffled, stretched, atoms[:2]):
+        assert not are_neighbours(atoms, other)
+
+
+def test_a_neighbours_wavefunction_starts_the_first_point(point: tuple) -> None:
+    zero = point[1][0]
+    content = zero.with_name("zero-RESTART.wfn").read_bytes()
+    start_from_neighbour(zero, content)
+    text = zero.read_text()
+    assert "SCF_GUESS RESTART" in text
+    assert f"WFN_RESTART_FILE_NAME {guess_file('zero')}" in text
+    assert "&RESTART ON" in text
+    assert zero.with_name(guess_file("zero")).read_bytes() == content
 
 
 @pytest.mark.cp2k
