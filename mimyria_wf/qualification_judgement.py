@@ -467,7 +467,7 @@ def _checks(
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.2g} %"
+    return f"{100 * value:.2g} %" if value < 1 else f"{100 * value:.0f} %"
 
 
 def _worst(one: Screened, settings: QualificationSettings) -> float:
