@@ -558,6 +558,18 @@ def _label(chosen: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def _configure_guess(parser: argparse.ArgumentParser) -> None:
+    from mimyria_wf.wavefunction_extrapolation import configure
+
+    configure(parser)
+
+
+def _guess(chosen: argparse.Namespace) -> dict[str, Any]:
+    from mimyria_wf.wavefunction_extrapolation import run
+
+    return run(chosen)
+
+
 def _configure_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("forces", "labels"), help="forces: a frame a field point; labels: tensors")
     parser.add_argument("file", type=Path, help="extxyz made elsewhere")
@@ -612,7 +624,10 @@ def _configure_qualify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", choices=("cross", "full"), help="screen every pair of step and threshold: full")
     parser.add_argument("--atoms", type=int, nargs="+", help="compare with spatial derivatives of these atoms")
     parser.add_argument("--displacement", type=float, help="of those atoms [A]")
+    parser.add_argument("--displacements", type=float, nargs="+", help="further ones for the first of those atoms [A]")
     parser.add_argument("--polarizability", choices=("fields", "dfpt", "none"), help="of displaced atoms")
+    parser.add_argument("--dipole-step", type=float, help="field step of the displaced atoms' dipoles [E_h/(e a0)]")
+    parser.add_argument("--kpoints", type=int, nargs=3, help="along each cell vector, over which the field drops")
     parser.add_argument("--without-cross-points", action="store_true", help="leave out the points (h, -h, 0)")
     parser.add_argument("--tolerances", type=_json_object, help="that differ from the defaults, as JSON")
     _state_arguments(parser)
@@ -626,8 +641,12 @@ def _qualify(chosen: argparse.Namespace) -> dict[str, Any]:
     from mimyria_wf.qualification import QualificationSettings, plan, qualify
 
     engine = _chosen_engine(chosen)
-    names = ("targets", "steps", "step", "thresholds", "grid", "atoms", "displacement", "polarizability", "tolerances")
+    names = (
+        "targets steps step thresholds grid atoms displacement polarizability dipole_step kpoints tolerances".split()
+    )
     settings = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    if chosen.displacements is not None:
+        settings["screened_displacements"] = chosen.displacements
     if chosen.without_cross_points:
         settings["cross_points"] = False
     try:
@@ -1159,6 +1178,12 @@ CORE_VERBS = [
     ),
     Verb("select", "draw nested training snapshots and a test set from trajectories", _configure_select, _select),
     Verb("engines", "list the engines that give forces in fields, with their settings", _configure_engines, _engines),
+    Verb(
+        "extrapolate-wavefunction",
+        "guess CP2K's wavefunction in a field from finished points",
+        _configure_guess,
+        _guess,
+    ),
     Verb("import", "take in forces in fields, or tensors, that were made elsewhere", _configure_import, _import),
     Verb("qualify", "screen field step and SCF threshold, recommend or refuse them", _configure_qualify, _qualify),
     Verb("label", "compute APTs and PGTs of snapshots by forces in electric fields", _configure_label, _label),

@@ -137,7 +137,8 @@ class VaspEngine(ProgramEngine):
         if found.gap is None:
             return ""
         divisions = self.template.kpoints.divisions
-        reasons = (check_field_against_gap(atoms.cell.array, divisions, v, found.gap) for v in vectors.values())
+        # VASP warns ten times earlier, of data that are sound; beyond the gap itself there is no ground state
+        reasons = (check_field_against_gap(atoms.cell.array, divisions, v, found.gap, 1.0) for v in vectors.values())
         return next((reason for reason in reasons if reason), "")
 
     def read(self, folder: Path, atoms: ase.Atoms, vectors: Mapping[str, Array]) -> FieldResults:
