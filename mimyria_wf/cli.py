@@ -641,9 +641,8 @@ def _qualify(chosen: argparse.Namespace) -> dict[str, Any]:
     from mimyria_wf.qualification import QualificationSettings, plan, qualify
 
     engine = _chosen_engine(chosen)
-    names = (
-        "targets steps step thresholds grid atoms displacement polarizability dipole_step kpoints tolerances".split()
-    )
+    names = ["targets", "steps", "step", "thresholds", "grid", "atoms", "displacement", "polarizability"]
+    names += ["dipole_step", "kpoints", "tolerances"]
     settings = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
     if chosen.displacements is not None:
         settings["screened_displacements"] = chosen.displacements
