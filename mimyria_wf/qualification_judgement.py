@@ -391,11 +391,15 @@ def _screened(
         drop=one.drop,
         problems=tuple(problems),
     )
-    return replace(found, checks=tuple(_checks(found, settings, snapshots, spatial)))
+    return replace(found, checks=tuple(_checks(found, settings, snapshots, references, spatial)))
 
 
 def _checks(
-    one: Screened, settings: QualificationSettings, snapshots: Sequence[ase.Atoms], spatial: _SpatialTensors | None
+    one: Screened,
+    settings: QualificationSettings,
+    snapshots: Sequence[ase.Atoms],
+    references: Mapping[str, _Reference | None],
+    spatial: _SpatialTensors | None,
 ) -> list[Check]:
     limits = settings.tolerances
     checks = []
@@ -463,6 +467,12 @@ def _checks(
             )
             remedy = "one of them is wrong: field or its convention, branch of the dipole, thresholds, displacement"
             judge(f"spatial {target}", quality.spatial, limit, says, remedy)
+            for size, change in _other_displacements(target, settings, snapshots, references, spatial).items():
+                says = (
+                    f"{target.upper()}: displacements of {settings.displacement:g} and {size} A differ by "
+                    f"{_percent(change)} ({_percent(limit)} accepted)"
+                )
+                judge(f"displacement {target}", change, limit, says, "noise if the smaller, curvature if the larger")
     return checks
 
 
@@ -595,6 +605,29 @@ def _spatial(
     return _SpatialTensors(by_size, settings.displacement, order, problem)
 
 
+def _other_displacements(
+    target: str,
+    settings: QualificationSettings,
+    snapshots: Sequence[ase.Atoms],
+    references: Mapping[str, _Reference | None],
+    spatial: _SpatialTensors | None,
+) -> dict[str, float]:
+    """Return relative differences to the first atom's tensor from other displacements, by their size [A]."""
+    reference = references.get(target)
+    usual = None if spatial is None else spatial.tensor(target)
+    if spatial is None or usual is None or reference is None:
+        return {}
+    first = settings.atoms[0]
+    own = usual[[spatial.atoms.index(first)]]
+    numbers = snapshots[0].numbers[[first]]
+    found = {}
+    for size, tensors in spatial.by_size.items():
+        value = getattr(tensors, target)
+        if size != spatial.size and value is not None:
+            found[f"{size:g}"] = reference.spread.relative((value - own) ** 2, numbers)["mean"]
+    return found
+
+
 def _dipoles(
     task: Task, result: TaskResult | None, settings: QualificationSettings
 ) -> tuple[FieldDipoles, Array | None]:
@@ -635,13 +668,6 @@ def _comparison(
         mine = chosen.tensors[target][list(spatial.atoms)]
         squares = (mine - other) ** 2
         by_species = reference.spread.relative(squares, numbers)
-        at_other = {}
-        first = list(spatial.by_size[spatial.size].atoms).index(settings.atoms[0])
-        for size, tensors in spatial.by_size.items():
-            value = getattr(tensors, target)
-            if size != spatial.size and value is not None:
-                change = (value - other[[first]]) ** 2
-                at_other[f"{size:g}"] = reference.spread.relative(change, numbers[[first]])["mean"]
         parities[target] = Parity(
             field=mine.tolist(),
             spatial=other.tolist(),
@@ -650,7 +676,7 @@ def _comparison(
             relative=by_species.pop("mean"),
             r2=reference.spread.r2(squares, numbers),
             by_species=by_species,
-            other_displacements=at_other,
+            other_displacements=_other_displacements(target, settings, snapshots, references, spatial),
         )
     return Spatial(
         atoms=spatial.atoms,

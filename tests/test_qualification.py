@@ -439,6 +439,9 @@ def test_tblite_is_qualified_end_to_end(tmp_path: Path, dimer: ase.Atoms) -> Non
     assert verdict.spatial.pgt is not None
     assert verdict.spatial.pgt.relative < 0.01
     assert verdict.spatial.apt.largest < 1e-3
+    # error of displacements goes with their square: three times that of 0.01 A lies between 0.01 and 0.02 A
+    assert verdict.spatial.apt.other_displacements["0.02"] == pytest.approx(1.5e-3, rel=0.5)
+    assert [check.passed for check in verdict.checks if check.name.startswith("displacement")] == [True, True]
     assert verdict.gap == pytest.approx(9.46, abs=0.1)
     stored = json.loads((tmp_path / "qualification.json").read_text())
     assert Qualification.from_dict(stored).line == verdict.line
