@@ -1,0 +1,357 @@
+"""VASP workchains through aiida-vasp, with a stand-in for the executable whose forces are known."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.io
+import numpy as np
+import pytest
+from aiida import orm
+from aiida.common.links import LinkType
+from aiida.engine import run_get_node
+from aiida.engine.utils import instantiate_process
+from aiida.manage import get_manager
+from aiida.plugins import WorkflowFactory
+from aiida.tools.pytest_fixtures import *  # noqa: F403  the profile is made only where this is imported
+
+from mimyria_wf.calculators.vasp import vasp_engine_inputs, vasp_level_of_theory
+from mimyria_wf.errors import CampaignError
+from mimyria_wf.finite_field import point_name
+from mimyria_wf.tblite_engine import TbliteEngine
+from mimyria_wf.vasp_input import point_directory, render_field_set
+from mimyria_wf.vasp_template import VaspTemplate
+
+pytest.importorskip("aiida_vasp", reason="needs the extra vasp")
+pytestmark = [pytest.mark.aiida]
+
+FAMILY = "MADE-UP"
+POTCAR_SECRET = "0.8123456789E+01 0.9876543210E-02"
+"""Numbers as in the licensed part of a potential; they must not turn up anywhere but in aiida-vasp's own node."""
+VALENCES = {"H": 1.0, "O": 6.0}
+
+
+def potcar(symbol: str, valence: float) -> str:
+    """Return a made-up potential with the header lines that VASP and aiida-vasp read."""
+    return f"""  PAW_PBE {symbol} 01Jan2001
+   {valence}
+ parameters from PSCTR are:
+   VRHFIN ={symbol}: made up
+   LEXCH  = PE
+   EATOM  =    12.4884 eV,    0.9179 Ry
+
+   TITEL  = PAW_PBE {symbol} 01Jan2001
+   LULTRA =        F    use ultrasoft PP ?
+   POMASS =    1.000; ZVAL   =    {valence:.3f}    mass and valenz
+   ENMAX  =  250.000; ENMIN  =  200.000 eV
+ END of PSCTR-controll parameters
+ local part
+ {POTCAR_SECRET} {symbol}
+ End of Dataset
+"""
+
+
+WATER = ase.Atoms("HOH", [(3.2391, 4.7632, 3.9), (4.0, 4.12, 4.02), (4.77, 4.73, 4.11)], cell=[8.0, 8.5, 9.0], pbc=True)
+"""Hydrogen, oxygen, hydrogen: not the order of a POSCAR."""
+STEP = 1e-3
+INCAR = "PREC = Accurate\nENCUT = 400\nEDIFF = 1E-8\nISMEAR = 0\nSIGMA = 0.05\n"
+
+
+@pytest.fixture(scope="module")
+def family(aiida_profile: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Upload made-up potentials as a user does."""
+    from aiida_vasp.data.potcar import PotcarData
+
+    folder = tmp_path_factory.mktemp("potentials") / FAMILY
+    for symbol, valence in VALENCES.items():
+        (folder / symbol).mkdir(parents=True)
+        (folder / symbol / "POTCAR").write_text(potcar(symbol, valence))
+    PotcarData.upload_potcar_family(folder, FAMILY, "made up", stop_if_existing=False)
+    return FAMILY
+
+
+@pytest.fixture
+def code(aiida_localhost: orm.Computer, tmp_path: Path) -> orm.AbstractCode:
+    """Return the stand-in as a code for aiida-vasp."""
+    script = tmp_path / "vasp"
+    script.write_text(f"#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name('vasp_stand_in.py')}\n")
+    script.chmod(0o755)
+    return orm.InstalledCode(
+        label="vasp",
+        computer=aiida_localhost,
+        filepath_executable=str(script),
+        default_calc_job_plugin="vasp.vasp",
+        with_mpi=False,
+    ).store()
+
+
+def extxyz(*snapshots: ase.Atoms) -> orm.SinglefileData:
+    """Return snapshots as a file node."""
+    buffer = io.StringIO()
+    ase.io.write(buffer, list(snapshots), format="extxyz")
+    return orm.SinglefileData(io.BytesIO(buffer.getvalue().encode()), filename="snapshots.extxyz")
+
+
+def engine_inputs(family: str, incar: str = INCAR, **more: Any) -> dict[str, Any]:
+    """Return the inputs of the level of theory that all tests share."""
+    potentials = {"family": family, "mapping": {"H": "H", "O": "O"}}
+    return vasp_engine_inputs({"incar": incar, "potentials": potentials, **more}, {"H", "O"})
+
+
+def run_fields(code: orm.AbstractCode, engine: dict[str, Any], vectors: Any, *snapshots: ase.Atoms) -> Any:
+    """Run a field set; return its node."""
+    _, node = run_get_node(WorkflowFactory("mimyria_wf.vasp.fields"), **field_inputs(code, engine, vectors, *snapshots))
+    return node
+
+
+def field_inputs(code: orm.AbstractCode, engine: dict[str, Any], vectors: Any, *snapshots: ase.Atoms) -> dict[str, Any]:
+    """Return the inputs of a field set."""
+    return {
+        "code": code,
+        "snapshots": extxyz(*snapshots),
+        "field_vectors": orm.List([list(map(float, vector)) for vector in vectors]),
+        "level_of_theory": orm.Dict(vasp_level_of_theory(engine)),
+        **engine,
+    }
+
+
+def forces_of_model(vectors: np.ndarray, accuracy: float = 1e-3) -> np.ndarray:
+    """Return what tblite, called directly, has for the forces of the water molecule."""
+    cluster = WATER.copy()
+    cluster.pbc = False
+    return TbliteEngine(accuracy=accuracy).forces(cluster, vectors)
+
+
+def assert_no_potential_is_stored() -> None:
+    """Look into every file of the profile but aiida-vasp's own."""
+    from aiida_vasp.data.potcar import PotcarFileData
+
+    n_files = 0
+    for (node,) in orm.QueryBuilder().append(orm.Node).iterall():
+        if isinstance(node, PotcarFileData):
+            continue
+        assert POTCAR_SECRET not in str(node.base.attributes.all)
+        for folder, _, names in node.base.repository.walk():
+            assert "POTCAR" not in names
+            for name in names:
+                n_files += 1
+                assert POTCAR_SECRET.encode() not in node.base.repository.get_object_content(str(folder / name), "rb")
+    assert n_files > 20
+
+
+@pytest.mark.slow
+def test_field_forces_are_those_of_the_model_behind_the_executable(family: str, code: orm.AbstractCode) -> None:
+    """Through AiiDA, aiida-vasp and VASP's files; a point that does not converge is named, the others are kept."""
+    engine = engine_inputs(family, INCAR + "SYSTEM = fail=unconverged@-z\nNELM = 20\n")
+    node = run_fields(code, engine, STEP * np.array([[1, 0, 0], [-1, 0, 0], [0, 0, -1]]), WATER)
+    assert node.exit_status == 400
+    assert node.exit_message.startswith("1 of 3 points failed; the first: field point -z (mz): SCF did not converge")
+    found = node.outputs.field_forces
+    vectors, forces = found.get_array("field_vectors"), found.get_array("forces")
+    assert [point_name(vector) for vector in vectors] == ["0", "+x", "-x"]
+    # eight digits of a force in eV/A are 1e-10 E_h/a0
+    known = forces_of_model(vectors)
+    np.testing.assert_allclose(forces, known, atol=1e-9)
+    np.testing.assert_allclose((forces[1] - forces[2]) / (2 * STEP), (known[1] - known[2]) / (2 * STEP), atol=5e-7)
+    assert np.isfinite(found.get_array("dipoles")).all()
+    summary = node.outputs.summary.get_dict()
+    assert summary["version"] == "6.4.3"
+    assert summary["gaps_eV"] == [pytest.approx(13.16, abs=0.01)]
+    assert [(one["point"], one["cause"]) for one in summary["failed"]] == [("-z", "scf")]
+    assert summary["retries"]["s000_mz_again"]["remedy"] == "ALGO = All, three times NELM"
+
+    jobs = {job.label: job for job in node.called if isinstance(job, orm.CalcJobNode)}
+    assert [jobs[label].exit_status for label in ("s000_mz", "s000_mz_again")] == [701, 701]
+    assert jobs["s000_mz_again"].inputs.parameters["nelm"] == 60
+    assert jobs["s000_px"].inputs.restart_folder.uuid == jobs["s000_zero"].outputs.remote_folder.uuid
+    assert jobs["s000_px"].inputs.parameters["istart"] == 1
+    # what went well is tidied up, but not what others may still start from
+    assert jobs["s000_px"].outputs.remote_folder.is_cleaned
+    assert not jobs["s000_zero"].outputs.remote_folder.is_cleaned
+    assert_no_potential_is_stored()
+
+
+# ------------------------------------------------------------------------------------- failures, on runs that are ended
+
+
+@pytest.fixture(scope="module")
+def run_stand_in(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that runs the executable in a field and returns the folder."""
+
+    def run(vector: np.ndarray, words: str = "") -> Path:
+        potentials = tmp_path_factory.mktemp("potentials")
+        for symbol, valence in VALENCES.items():
+            (potentials / f"POTCAR.{symbol}").write_text(potcar(symbol, valence))
+        template = VaspTemplate.from_settings(INCAR + f"SYSTEM = {words}\n", potentials=potentials)
+        name = point_name(vector)
+        (folder,) = (tmp_path_factory.mktemp("run"),)
+        for file, text in render_field_set(template, WATER, {name: vector})[point_directory(name)].items():
+            (folder / file).write_text(text)
+        stand_in = Path(__file__).with_name("vasp_stand_in.py")
+        subprocess.run([sys.executable, stand_in], cwd=folder, capture_output=True, timeout=120, check=False)
+        (folder / "POTCAR").unlink()
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def zero_field_run(run_stand_in: Callable[..., Path]) -> Path:
+    """Return the folder of the run without a field."""
+    return run_stand_in(np.zeros(3))
+
+
+def ended(code: orm.AbstractCode, folder: Path | None, status: int) -> orm.CalcJobNode:
+    """Return the node of a run of VASP that is ended."""
+    node = orm.CalcJobNode(computer=code.computer, process_type="aiida.calculations:vasp.vasp")
+    node.set_option("resources", {"num_machines": 1, "num_mpiprocs_per_machine": 1})
+    node.set_process_state("finished")
+    node.set_exit_status(status)
+    node.set_exit_message("The time was over." if status == 120 else "What aiida-vasp says.")
+    node.store()
+    if folder is not None:
+        files = orm.FolderData(tree=folder)
+        files.base.links.add_incoming(node, LinkType.CREATE, "retrieved")
+        files.store()
+    remote = orm.RemoteData(computer=code.computer, remote_path="/nowhere")
+    remote.base.links.add_incoming(node, LinkType.CREATE, "remote_folder")
+    remote.store()
+    return node
+
+
+def field_set(code: orm.AbstractCode, family: str, vectors: Any, incar: str = INCAR) -> Any:
+    """Return a workchain that has its structures and waits for runs; nothing is tidied up."""
+    engine = engine_inputs(family, incar, settings={"clean_workdir": False})
+    inputs = field_inputs(code, engine, vectors, WATER)
+    process = instantiate_process(get_manager().get_runner(), WorkflowFactory("mimyria_wf.vasp.fields"), **inputs)
+    process.prepare()
+    process.queue_zero_field()
+    return process
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "cause", "message"),
+    [
+        ("fail=unconverged", 701, "scf", "SCF did not converge"),
+        ("fail=truncated", 0, "truncated", "vasprun.xml ends early"),  # aiida-vasp takes it for success
+        ("fail=no-vasprun", 352, "missing", "no vasprun.xml"),
+        ("fail=killed", 700, "truncated", "VASP did not finish"),
+        ("fail=crash", 352, "missing", "neither OUTCAR nor vasprun.xml"),
+        ("fail=ignores-field", 0, "field", "ran in the field EFIELD_PEAD = [0.0, 0.0, 0.0], expected [0.05142"),
+        ("", 120, "walltime", "The time was over."),
+        ("", 110, "memory", "What aiida-vasp says."),
+    ],
+)
+def test_each_failure_of_a_point_is_named_and_the_others_are_kept(
+    family: str,
+    code: orm.AbstractCode,
+    run_stand_in: Callable[..., Path],
+    zero_field_run: Path,
+    words: str,
+    status: int,
+    cause: str,
+    message: str,
+) -> None:
+    vectors = STEP * np.array([[0, 0, 0], [1, 0, 0]])
+    process = field_set(code, family, vectors)
+    process.ctx["s000_zero"] = ended(code, zero_field_run, 0)
+    process.queue_fields()
+    assert process.ctx.runs == ["s000_zero", "s000_px"]
+    process.ctx["s000_px"] = ended(code, run_stand_in(vectors[1], words) if words else None, status)
+    result = process.collect()
+    assert result.status == 400
+    assert result.message.startswith("1 of 2 points failed; the first: ")
+    assert message in result.message
+    assert "\n" not in result.message
+    summary = process.outputs["summary"].get_dict()
+    assert [(one["point"], one["cause"]) for one in summary["failed"]] == [("+x", cause)]
+    assert process.outputs["field_forces"].get_array("field_vectors").tolist() == [[0, 0, 0]]
+
+
+def test_nothing_usable_is_a_failure_of_the_whole(family: str, code: orm.AbstractCode) -> None:
+    process = field_set(code, family, STEP * np.eye(3))
+    process.ctx["s000_zero"] = ended(code, None, 120)
+    process.queue_fields()
+    assert process.ctx.runs == ["s000_zero"]  # nothing is submitted that would start from it
+    result = process.collect()
+    assert (result.status, result.message) == (310, "No run gave usable results: The time was over.")
+    assert "field_forces" not in process.outputs
+
+
+def test_field_too_strong_for_the_gap_is_refused_before_it_is_submitted(
+    family: str, code: orm.AbstractCode, zero_field_run: Path
+) -> None:
+    """13.2 eV over 9 A allow 2.8e-3 E_h/(e a0)."""
+    process = field_set(code, family, 4e-3 * np.array([[1, 0, 0], [0, 0, 1]]))
+    process.ctx["s000_zero"] = ended(code, zero_field_run, 0)
+    process.queue_fields()
+    assert process.ctx.runs == ["s000_zero"]
+    result = process.collect()
+    assert result.status == 320
+    assert "e|E.a_1| = 1.65 eV, E_gap/(10 N_1) = 1.32 eV" in result.message
+    assert "E_gap = 13.2 eV; cell 8 x 8.5 x 9 A, k-points 1 x 1 x 1: the step may be 0.0028" in result.message
+    # the forces without a field are sound, a weaker field can start from them
+    assert process.outputs["field_forces"].get_array("field_vectors").tolist() == [[0, 0, 0]]
+
+
+def test_metal_is_refused_before_a_field_is_submitted(
+    family: str, code: orm.AbstractCode, run_stand_in: Callable[..., Path]
+) -> None:
+    process = field_set(code, family, STEP * np.eye(3))
+    process.ctx["s000_zero"] = ended(code, run_stand_in(np.zeros(3), "fail=metal"), 0)
+    process.queue_fields()
+    assert process.ctx.runs == ["s000_zero"]
+    result = process.collect()
+    assert result.status == 321
+    assert "has no gap" in result.message
+
+
+# ---------------------------------------------------------------------------------------------------- before submission
+
+
+def test_what_cannot_work_is_refused_before_anything_is_submitted(family: str, code: orm.AbstractCode) -> None:
+    """By the settings, and again by the process itself for those who do without the settings."""
+    potentials = {"family": family, "mapping": {"H": "H", "O": "O"}}
+    for settings, message in [
+        ({"potentials": {**potentials, "mapping": {"O": "O"}}}, "says nothing of H"),
+        (
+            {"potentials": {**potentials, "mapping": {"O": "H", "H": "H"}}},
+            "gives O the potential 'H', which is one of H",
+        ),
+        ({"potentials": {**potentials, "mapping": {"O": "O_s", "H": "H"}}}, "no potential 'O_s' (for O it has: O)"),
+        ({"potentials": {**potentials, "family": "PBE.99"}}, "no potential family 'PBE.99' (there are: MADE-UP)"),
+        ({"potentials": potentials, "incars": 1}, "vasp has no setting 'incars'"),
+        ({"potentials": potentials, "method": "dfpt"}, "method must be one of finite-field, lepsilon, lcalceps"),
+        ({"potentials": potentials, "kpoints": {"mesh": [0, 1, 1]}}, "kpoints"),
+    ]:
+        with pytest.raises(CampaignError, match=re.escape(message)):
+            vasp_engine_inputs({"incar": INCAR, **settings}, {"H", "O"})
+    charged, cluster = WATER.copy(), WATER.copy()
+    charged.info["charge"] = 1
+    cluster.pbc = False
+    for incar, atoms, message in [
+        (INCAR + "EFIELD_PEAD = 0.01 0 0", WATER, "remove EFIELD_PEAD"),
+        (INCAR + "NELECT = 9", WATER, "NELECT = 9 makes the charge -1, the snapshot has +0"),
+        (INCAR, charged, "cannot have multiplicity 1"),
+        (INCAR, cluster, "put a molecule into a box"),
+        (INCAR.replace("ISMEAR = 0", "ISMEAR = 1"), WATER, "ISMEAR = 1 is for metals"),
+    ]:
+        inputs = field_inputs(code, engine_inputs(family, incar), [[STEP, 0, 0]], atoms)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            instantiate_process(get_manager().get_runner(), WorkflowFactory("mimyria_wf.vasp.fields"), **inputs)
+
+
+def test_level_of_theory_is_what_decides_the_forces(family: str) -> None:
+    level = vasp_level_of_theory(engine_inputs(family))
+    assert vasp_level_of_theory(engine_inputs(family, INCAR + "NCORE = 4\nALGO = All\nSYSTEM = x\n")) == level
+    assert vasp_level_of_theory(engine_inputs(family, INCAR.replace("400", "500"))) != level
+    assert vasp_level_of_theory(engine_inputs(family, kpoints={"mesh": [2, 1, 1]})) != level
+    assert vasp_level_of_theory(engine_inputs(family, method="lepsilon")) != level
+    assert level["potentials"]["H"]["title"] == "PAW_PBE H 01Jan2001"
