@@ -413,7 +413,7 @@ def _checks(
     if one.gap is None:
         judge("gap", None, limits.gap, "gap unknown: make sure that the system is an insulator", "")
     else:
-        says = f"gap {one.gap:.2f} eV in the field, more than {limits.gap:g} eV is an insulator"
+        says = f"gap {one.gap:.2f} eV (an insulator has more than {limits.gap:g} eV)"
         judge("gap", one.gap, limits.gap, says, "the polarization of a metal is not defined", above=True)
         share = one.drop / max(one.gap, 1e-9)
         where = "cell" if snapshots[0].pbc.any() else "cluster"
@@ -438,10 +438,10 @@ def _checks(
     for target, quality in one.tensors.items():
         name = target.upper()
         unit = "e" if target == "apt" else "e^2 a0/E_h"
-        says = (
-            f"{name}: sum rule left open by {quality.sum_rule:.2g} {unit}, projecting on it changes tensors by "
-            f"{_percent(quality.projection)} ({_percent(limits.sum_rule)} accepted)"
-        )
+        says = f"{name}: sum rule left open by {quality.sum_rule:.2g} {unit}"
+        if target == "apt" and one.net_force is not None:
+            says += f", net force in fields {one.net_force:.2g} e beyond the charge"
+        says += f"; projecting changes tensors by {_percent(quality.projection)} ({_percent(limits.sum_rule)} accepted)"
         remedy = "a field pushes the whole system: finer grid, tighter EPS_DEFAULT, or a newer version of the program"
         judge(f"{target} sum rule", quality.projection, limits.sum_rule, says, remedy)
     if one.field_scale is not None:
