@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import ase.io
 import pytest
 from aiida import orm
 from aiida.tools.pytest_fixtures import *  # noqa: F403  the profile is made only where this is imported
 from ase.build import molecule
+from ruamel import yaml
+from test_vasp_workchains import FAMILY, VALENCES, potcar
 
-from mimyria_wf.calculators.data import structure_from_atoms
+import mimyria_wf
+from mimyria_wf.calculators.data import read_snapshots, structure_from_atoms
+from mimyria_wf.calculators.qualification import varied_level
 from mimyria_wf.calculators.spectra import spectra_flags
+from mimyria_wf.calculators.vasp import vasp_level_of_theory
+from mimyria_wf.campaign import Campaign
 from mimyria_wf.cli import build_parser
 from mimyria_wf.errors import CampaignError
 from mimyria_wf.group_schema import read_group_scheme
+from mimyria_wf.labels import configuration_key
 from mimyria_wf.workchains.campaign import CampaignWorkChain
+from mimyria_wf.workchains.driver import campaign_codes
+from mimyria_wf.workchains.inputs import campaign_inputs
 from mimyria_wf.workchains.protocols import merged, protocols
 
 pytestmark = pytest.mark.aiida
+TEMPLATES = Path(mimyria_wf.__file__).parent / "templates"
 SYSTEM = {"system": {"volume_A3": 30.0}}
 
 
@@ -103,3 +116,74 @@ def test_groups_become_a_file(water: orm.StructureData, tmp_path: Path) -> None:
 def test_mistakes_are_named(water: orm.StructureData, protocol: str, overrides: dict, message: str) -> None:
     with pytest.raises(CampaignError, match=message.replace("?", r"\?").replace("[", r"\[")):
         CampaignWorkChain.get_builder_from_protocol(water, protocol, merged(SYSTEM, overrides))
+
+
+# ------------------------------------------------------------------------------------- engines, and their qualification
+
+
+def built(tmp_path: Path, labels: dict[str, Any], **sections: Any) -> dict[str, Any]:
+    """Return the inputs of a campaign with other labels, codes made up."""
+    shutil.copy(TEMPLATES / "campaigns" / "water_8.extxyz", tmp_path)
+    data = yaml.YAML(typ="safe").load((TEMPLATES / "campaigns" / "water_bulk_cp2k_small.yaml").read_text())
+    campaign = Campaign.from_dict({**data, "labels": labels, **sections}, directory=tmp_path)
+    return campaign_inputs(campaign, campaign_codes(campaign))
+
+
+@pytest.fixture
+def programs(water: orm.StructureData, aiida_code_installed: Callable[..., orm.AbstractCode]) -> None:
+    """Make codes for programs that need not be there."""
+    for label in ("cp2k", "vasp"):
+        aiida_code_installed(label=label, filepath_executable="/bin/true")
+
+
+def test_cp2k_labels_are_qualified_at_their_own_level_of_theory(programs: None, tmp_path: Path) -> None:
+    inputs = built(tmp_path, {"engine": "cp2k", "template": "water_pbe_szv.inp"})
+    settings = inputs["refinement"]["labels"]["settings"].get_dict()
+    assert settings["threshold"] == 1e-8
+    assert inputs["qualification"]["screening"]["steps"] == [5e-4, 1e-3]
+    (atoms,) = read_snapshots(inputs["qualification"]["snapshots"])
+    assert configuration_key(atoms) == configuration_key(ase.io.read(tmp_path / "water_8.extxyz"))
+    assert "adopt" not in inputs
+    assert "qualification" not in built(
+        tmp_path, {"engine": "cp2k", "template": "water_pbe_szv.inp"}, qualification=False
+    )
+    # a threshold that the campaign sets and one that the qualification has screened are one level of theory
+    tight = built(tmp_path, {"engine": "cp2k", "template": "water_pbe_szv.inp", "scf_threshold": 1e-9})
+    varied, _ = varied_level("cp2k", settings["level_of_theory"], inputs["refinement"]["labels"], {"eps_scf": 1e-9})
+    assert varied == tight["refinement"]["labels"]["settings"]["level_of_theory"] != settings["level_of_theory"]
+
+
+def test_what_the_qualification_chooses_is_left_open(programs: None, tmp_path: Path) -> None:
+    labels = {"engine": "cp2k", "template": "water_pbe_szv.inp", "field_step_au": "auto", "scf_threshold": "auto"}
+    inputs = built(tmp_path, labels)
+    assert inputs["adopt"].get_list() == ["step", "threshold"]
+    assert len(inputs["qualification"]["screening"]["thresholds"]) == 4
+
+
+def test_vasp_labels_take_incar_kpoints_and_potentials(programs: None, tmp_path: Path) -> None:
+    from aiida_vasp.data.potcar import PotcarData
+
+    for symbol, valence in VALENCES.items():
+        (tmp_path / "potentials" / symbol).mkdir(parents=True)
+        (tmp_path / "potentials" / symbol / "POTCAR").write_text(potcar(symbol, valence))
+    PotcarData.upload_potcar_family(tmp_path / "potentials", FAMILY, "made up", stop_if_existing=False)
+    vasp = {
+        "incar": {"EDIFF": 1e-7, "ISMEAR": 0, "SIGMA": 0.05},
+        "kpoints": {"mesh": [1, 1, 2]},
+        "potentials": {"family": FAMILY, "mapping": {"O": "O", "H": "H"}},
+    }
+    inputs = built(tmp_path, {"engine": "vasp", "vasp": vasp, "scf_threshold": 1e-8})
+    labels = inputs["refinement"]["labels"]
+    settings = labels["settings"].get_dict()
+    assert labels["code"].label == "vasp"
+    assert (settings["engine"], settings["step"], settings["threshold"]) == ("vasp", 5e-4, 1e-8)
+    assert settings["level_of_theory"] == vasp_level_of_theory(labels["engine"])
+    assert float(labels["engine"]["vasp"]["incar"]["EDIFF"]) == 1e-8
+    assert inputs["qualification"]["screening"]["atoms"] == []
+    level, changed = varied_level("vasp", settings["level_of_theory"], labels, {"eps_scf": 1e-6})
+    assert float(level["incar"]["EDIFF"]) == float(changed["engine"]["vasp"]["incar"]["EDIFF"]) == 1e-6
+    assert {**level, "incar": None} == {**settings["level_of_theory"], "incar": None}
+    tensors = built(tmp_path, {"engine": "vasp", "vasp": {**vasp, "method": "lcalceps"}})
+    assert "qualification" not in tensors
+    with pytest.raises(CampaignError, match="says nothing of H"):
+        built(tmp_path, {"engine": "vasp", "vasp": {**vasp, "potentials": {"family": FAMILY, "mapping": {"O": "O"}}}})

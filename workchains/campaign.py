@@ -150,7 +150,8 @@ class CampaignWorkChain(WindowedWorkChain):
     def inspect_qualification(self) -> ExitCode | None:
         """Go on if field step and threshold of the labels are sound, or are to be those recommended."""
         child = self.ctx.get("qualification")
-        self.ctx.verdict = child.outputs.get("verdict") if child is not None else self.inputs.get("verdict")
+        source = child.outputs if child is not None else self.inputs
+        self.ctx.verdict = source.verdict if "verdict" in source else None
         if self.ctx.verdict is not None:
             self.out("verdict", self.ctx.verdict)
         if child is not None and not child.is_finished_ok:

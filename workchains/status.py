@@ -151,7 +151,7 @@ def verdict_of(node: orm.WorkChainNode) -> orm.Dict | None:
     """Return the verdict of a campaign's qualification, None without one or before it."""
     if "verdict" in node.outputs:
         return node.outputs.verdict
-    return node.inputs.get("verdict") if "verdict" in node.inputs else None
+    return node.inputs.verdict if "verdict" in node.inputs else None
 
 
 def _qualification(node: orm.WorkChainNode, tree: list[orm.ProcessNode]) -> dict[str, Any] | None:
