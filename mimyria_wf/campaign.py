@@ -684,6 +684,11 @@ class Labels(Section):
         return self.field_step_au if isinstance(self.field_step_au, float) else self.default_field_step
 
     @property
+    def gives_tensors(self) -> bool:
+        """Whether the engine gives tensors themselves, not forces in fields."""
+        return self.vasp is not None and self.vasp.method == "lepsilon"
+
+    @property
     def waits_for_qualification(self) -> bool:
         """Whether the qualification chooses the field step or the threshold of the SCF."""
         return "auto" in (self.field_step_au, self.scf_threshold)
@@ -728,7 +733,7 @@ class QualificationSection(Section):
     """Whether field step and SCF threshold give sound labels, tried on a snapshot before anything else is spent.
 
     `true` and `{}` stand for the defaults, `false` switches it off. Without this section, a short one runs for `cp2k`
-    and `vasp`: two field steps at the level of theory as it is and, with CP2K, the APT of one atom from displacements.
+    and `vasp`: two field steps at the level of theory as it is, and the APT of one atom from displacements.
     """
 
     run: Bool = Field(True, description="Whether to qualify at all.")
@@ -755,7 +760,7 @@ class QualificationSection(Section):
     atoms: tuple[Index, ...] | None = Field(
         None,
         description="Atoms of the first snapshot, counted from 0, whose tensors are computed from displacements too "
-        "(default: the first one; with `vasp` and engines of other packages none).",
+        "(default: the first one; with engines of other packages none).",
     )
     spatial_targets: tuple[Target, ...] = Field(
         ("apt",),
@@ -1304,16 +1309,15 @@ class Campaign(Section):
         if self.labels is not None and self.labels.waits_for_qualification and not self.is_qualified:
             key = "field_step_au" if self.labels.field_step_au == "auto" else "scf_threshold"
             raise wrong(f"labels.{key}", "auto needs the qualification", "add qualification: true, or write a number")
-        if self.labels is not None and self.labels.vasp is not None and self.labels.vasp.method != "finite-field":
-            method = self.labels.vasp.method
-            if method == "lepsilon" and "pgt" in self.targets:
+        if self.labels is not None and self.labels.gives_tensors:
+            if "pgt" in self.targets:
                 raise wrong(
                     "labels.vasp.method",
                     "lepsilon gives no PGT, but training.targets has pgt",
                     "write lcalceps or finite-field, or targets: [apt]",
                 )
             if self.qualification is not None and self.qualification.run:
-                raise wrong("qualification", f"tries forces in fields, which method: {method} has not", "remove it")
+                raise wrong("qualification", "tries forces in fields, which method: lepsilon has not", "remove it")
         if self.reference is not None and (self.labels is None or self.labels.engine != "tblite"):
             raise wrong(
                 "reference", "needs labels.engine: tblite", "remove it: one label a frame is too dear otherwise"
@@ -1398,8 +1402,7 @@ class Campaign(Section):
             return False
         if self.qualification is not None:
             return self.qualification.run
-        is_tensor_route = self.labels.vasp is not None and self.labels.vasp.method != "finite-field"
-        return self.labels.engine in QUALIFIED_ENGINES and not is_tensor_route
+        return self.labels.engine in QUALIFIED_ENGINES and not self.labels.gives_tensors
 
     @property
     def steps_run(self) -> tuple[Step, ...]:
@@ -1495,7 +1498,8 @@ class Campaign(Section):
             thresholds.add(own)
         atoms = section.atoms
         if atoms is None:
-            atoms = (0,) if labels.engine in ("cp2k", "tblite") else ()
+            has_dipoles = labels.vasp is None or labels.vasp.method == "finite-field"
+            atoms = (0,) if labels.engine in ENGINES and has_dipoles else ()
         return QualificationSettings(
             steps=tuple(sorted(steps)),
             step=None if labels.field_step_au == "auto" else labels.field_step,

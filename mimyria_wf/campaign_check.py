@@ -893,6 +893,13 @@ class _Check:
             with self._reporting(key_path, path, "correct the file"):
                 snapshots = read_labels(path, training.targets)
                 counts[key] = len(snapshots)
+                try:
+                    read_labels(path, training.targets, stated=True)
+                except LabelError as error:
+                    if "different levels of theory" in str(error):
+                        raise
+                    statement, _, remedy = str(error).replace(str(path), path.name).partition("; ")
+                    self.warn(key_path, f"is taken as it is, {statement}", remedy)
                 labelled = {symbol for snapshot in snapshots for symbol in snapshot.atoms.get_chemical_symbols()}
                 for symbol in sorted(species - labelled):
                     self.error(

@@ -16,6 +16,7 @@ from mimyria_wf.campaign import load_campaign
 from mimyria_wf.campaign_check import CampaignReport, cell_heights, check_campaign, cp2k_data, load_checked
 from mimyria_wf.campaign_file import CampaignFileError
 from mimyria_wf.frames import Trajectory, default_masses
+from mimyria_wf.response import TENSOR_AXES, TENSOR_UNITS
 from mimyria_wf.trajectory import write_trajectory
 
 ROOT = Path(mimyria_wf.__file__).parents[1]
@@ -136,14 +137,22 @@ def water_run(seed: int = 0, n_frames: int = 100, timestep: float = 0.5, **chang
 
 
 def labelled(
-    path: Path, n: int = 10, columns: str = "apt:R:9:pgt:R:27", value: float = 0.1, symbols: str = "OHH"
+    path: Path,
+    n: int = 10,
+    columns: str = "apt:R:9:pgt:R:27",
+    value: float = 0.1,
+    symbols: str = "OHH",
+    level: str = "BLYP",
 ) -> None:
     """Write labelled waters from two trajectories by hand, so that they can be wrong."""
     random = np.random.default_rng(0)
+    stated = "".join(f' {name}_unit="{TENSOR_UNITS[name]}" {name}_axes="{TENSOR_AXES[name]}"' for name in TENSOR_UNITS)
+    stated += f" level_of_theory={level}" if level else ""
     width = sum(int(word) for word in columns.split(":") if word.isdigit())
     lines = []
     for k in range(n):
         lines += [str(len(symbols)), f'Properties=species:S:1:pos:R:3:{columns} snapshot="run-{k % 2}/{k}" pbc="F F F"']
+        lines[-1] += stated.replace("{k}", str(k))
         for i, symbol in enumerate(symbols):
             row = [*(i + 0.01 * random.normal(size=3)), *([value] * width)]
             lines.append(symbol + " " + " ".join(repr(float(x)) for x in row))
@@ -524,6 +533,15 @@ BAD = [
         [structure("water.xyz", symbol="Fr")],
         "labels.engine tblite has no parameters for Fr: use engine: cp2k (campaign.yaml, line 16)",
         id="tblite_element",
+    ),
+    pytest.param(
+        LABELS,
+        [lambda folder: labelled(folder / "labels.extxyz", level="BLYP-{k}")],
+        (
+            "labels.given is refused, labels.extxyz: snapshots 0 and 1 are of different levels of theory: make a file "
+            "of each: correct the file (campaign.yaml, line 7)"
+        ),
+        id="labels_of_two_levels",
     ),
     pytest.param(
         swap(BULK, "  template: dft.inp", "  template: dft.inp\n  gap_eV: 0.1"),
@@ -1334,6 +1352,15 @@ WARN = [
             "line 7)"
         ),
         id="dependent_test",
+    ),
+    pytest.param(
+        LABELS,
+        [lambda folder: labelled(folder / "labels.extxyz", level="")],
+        (
+            "labels.given is taken as it is, labels.extxyz, snapshot 0: level_of_theory is not stated: "
+            "`mimyria-wf import labels` takes it in (campaign.yaml, line 7)"
+        ),
+        id="labels_of_an_unknown_level",
     ),
     pytest.param(
         swap(CLUSTER, "    length_ps: 2.0", "    length_ps: 1.8\n    stride: 9")

@@ -179,11 +179,16 @@ def test_vasp_labels_take_incar_kpoints_and_potentials(programs: None, tmp_path:
     assert (settings["engine"], settings["step"], settings["threshold"]) == ("vasp", 5e-4, 1e-8)
     assert settings["level_of_theory"] == vasp_level_of_theory(labels["engine"])
     assert float(labels["engine"]["vasp"]["incar"]["EDIFF"]) == 1e-8
-    assert inputs["qualification"]["screening"]["atoms"] == []
+    assert inputs["qualification"]["screening"]["atoms"] == [0]
     level, changed = varied_level("vasp", settings["level_of_theory"], labels, {"eps_scf": 1e-6})
     assert float(level["incar"]["EDIFF"]) == float(changed["engine"]["vasp"]["incar"]["EDIFF"]) == 1e-6
     assert {**level, "incar": None} == {**settings["level_of_theory"], "incar": None}
-    tensors = built(tmp_path, {"engine": "vasp", "vasp": {**vasp, "method": "lcalceps"}})
+    born = built(tmp_path, {"engine": "vasp", "vasp": {**vasp, "method": "lcalceps"}})
+    assert born["refinement"]["labels"]["engine"]["method"].value == "lcalceps"
+    assert born["qualification"]["screening"]["atoms"] == []
+    targets = {"targets": ["apt"], "sizes": [3, 6, 9], "test_size": 4}
+    tensors = built(tmp_path, {"engine": "vasp", "vasp": {**vasp, "method": "lepsilon"}}, training=targets)
     assert "qualification" not in tensors
+    assert tensors["refinement"]["labels"]["settings"]["route"] == "tensors"
     with pytest.raises(CampaignError, match="says nothing of H"):
         built(tmp_path, {"engine": "vasp", "vasp": {**vasp, "potentials": {"family": FAMILY, "mapping": {"O": "O"}}}})

@@ -273,7 +273,7 @@ def _label_inputs(campaign: Campaign, labels: Labels, codes: Mapping[str, orm.Ab
 
         assert labels.vasp is not None
         inputs["engine"] = vasp_engine_inputs(campaign.vasp_settings(), campaign_species(campaign))
-        if labels.vasp.method != "finite-field":
+        if labels.gives_tensors:
             settings["route"] = "tensors"
     if labels.files:
         inputs["files"] = _file_nodes(campaign, labels.files)
