@@ -168,8 +168,12 @@ def run_locally(
     n_all = sum(len(task.vectors) for task in tasks)
     n_done = 0
     results: dict[str, TaskResult] = {}
+    engines: dict[str, FieldEngine] = {}
     for task in tasks:
-        varied = engine.varied(**task.variation) if task.variation else engine
+        change = json.dumps(dict(task.variation), sort_keys=True)
+        if change not in engines:  # kept, for it may start a displaced configuration from the one before
+            engines[change] = engine.varied(**task.variation) if task.variation else engine
+        varied = engines[change]
         key = sha256((configuration_key(task.atoms) + level_of_theory_key(varied.level_of_theory)).encode()).hexdigest()
         path = None if store is None else Path(store) / f"{key}.npz"
         known = _Known.read(path, len(task.atoms))
