@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from aiida import orm
 from aiida.common import CalcInfo, CodeInfo
 from aiida.common.datastructures import CodeRunMode
 from aiida.common.folders import Folder
-from aiida.engine import CalcJobProcessSpec, ExitCode
+from aiida.engine import CalcJobProcessSpec, ExitCode, calcfunction
 from aiida.parsers import Parser
 
 from mimyria_wf.calculators.console import ConsoleCalculation, RepeatableCalculation
@@ -23,12 +24,20 @@ from mimyria_wf.calculators.data import (
 )
 from mimyria_wf.calculators.md import NvtParser, flags
 from mimyria_wf.calculators.tblite import define_field_set
-from mimyria_wf.cp2k_input import parse_template, point_project, render_field_set, render_md, write_input
+from mimyria_wf.cp2k_input import (
+    parse_template,
+    point_project,
+    remedied_template,
+    render_field_set,
+    render_md,
+    write_input,
+)
 from mimyria_wf.cp2k_output import killer, read_field_results, read_run
 from mimyria_wf.finite_field import point_name
 from mimyria_wf.labels import configuration_key, level_of_theory_key
 from mimyria_wf.md import NveSettings, NvtSettings
 from mimyria_wf.starts import read_starts
+from mimyria_wf.wavefunction_extrapolation import extrapolating_inputs
 
 
 def _define_template(spec: CalcJobProcessSpec) -> None:
@@ -53,6 +62,17 @@ def _cp2k_call(code: orm.AbstractCode, project: str) -> CodeInfo:
     call.cmdline_params = ["-i", f"{project}.inp"]
     call.stdout_name = f"{project}.out"
     call.join_files = True
+    return call
+
+
+def _guess_call(code: orm.AbstractCode, name: str, done: list[str]) -> CodeInfo:
+    """Return the call that makes a point's guess; if it fails, CP2K starts from atomic densities and says so."""
+    call = CodeInfo()
+    call.code_uuid = code.uuid
+    call.cmdline_params = ["extrapolate-wavefunction", name, *done]
+    call.stdout_name = name.replace(".inp", ".guess")
+    call.join_files = True
+    call.withmpi = False
     return call
 
 
@@ -226,6 +246,12 @@ class Cp2kFieldSetCalculation(RepeatableCalculation):
         """Declare inputs and outputs."""
         super().define(spec)
         spec.input("code", valid_type=orm.AbstractCode, help="CP2K")
+        spec.input(
+            "console_code",
+            valid_type=orm.AbstractCode,
+            required=False,
+            help="mimyria-wf on the same computer: extrapolates the wavefunctions that field points start from.",
+        )
         define_field_set(spec)
         _define_template(spec)
         spec.inputs["metadata"]["options"]["resources"].default = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
@@ -241,9 +267,14 @@ class Cp2kFieldSetCalculation(RepeatableCalculation):
         info = CalcInfo()
         info.codes_info, info.retrieve_list = [], []
         for number, atoms in enumerate(read_snapshots(self.inputs.snapshots)):
-            for name, text in render_field_set(template, atoms, vectors, project_names(number)).items():
+            inputs = render_field_set(template, atoms, vectors, project_names(number))
+            done: list[str] = []
+            for name, text in (extrapolating_inputs(inputs) if "console_code" in self.inputs else inputs).items():
                 with folder.open(name, "w") as handle:
                     handle.write(text)
+                if "console_code" in self.inputs and done:
+                    info.codes_info.append(_guess_call(self.inputs.console_code, name, done))
+                done.append(name)
                 project = name.removesuffix(".inp")
                 info.codes_info.append(_cp2k_call(self.inputs.code, project))
                 info.retrieve_list += [f"{project}.inp", f"{project}.out", f"{project}-frc.dat"]
@@ -346,6 +377,13 @@ def named_vectors(vectors: list[list[float]]) -> dict[str, np.ndarray]:
 def project_names(number: int) -> Any:
     """Return the function that names the CP2K projects of one snapshot's points."""
     return lambda name: f"s{number:03d}-{point_project(name)}"
+
+
+@calcfunction
+def mend_template(template: orm.SinglefileData, changes: orm.Dict) -> orm.SinglefileData:
+    """Return a template that converges in a more robust way, see :func:`mimyria_wf.cp2k_input.remedied_template`."""
+    text = write_input(remedied_template(template.get_content("r"), **changes.get_dict()))
+    return orm.SinglefileData(io.BytesIO(text.encode()), filename=template.filename)
 
 
 def template_level_of_theory(template: str, files: dict[str, bytes]) -> dict[str, Any]:

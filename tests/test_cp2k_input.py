@@ -11,9 +11,11 @@ from mimyria_wf.cp2k_input import (
     Keyword,
     Section,
     check_label_template,
+    eps_scf,
     parse_input,
     parse_template,
     point_project,
+    remedied_template,
     render_field_point,
     render_field_set,
     render_md,
@@ -439,3 +441,22 @@ def test_a_polarizability_run_uses_the_dipole_operator_of_its_boundary(water: At
     assert content.keyword("FORCE_EVAL/PROPERTIES/LINRES/POLAR/PERIODIC_DIPOLE_OPERATOR") == "T"
     assert content.keyword("FORCE_EVAL/DFT/WFN_RESTART_FILE_NAME") == "zero-RESTART.wfn"
     assert content.section("FORCE_EVAL/DFT/PERIODIC_EFIELD") is None
+
+
+def test_remedies_change_the_way_and_not_the_threshold() -> None:
+    one, two = remedied_template(DFT, 1), remedied_template(DFT, 2)
+    assert remedied_template(DFT) == parse_template(DFT)
+    for mended in (one, two):
+        assert eps_scf(mended) == eps_scf(DFT) == 1e-8
+        assert float(mended.keyword("FORCE_EVAL/DFT/SCF/OUTER_SCF/EPS_SCF") or 0) == 1e-8
+        assert mended.keyword("FORCE_EVAL/DFT/SCF/OT/PRECONDITIONER") == "FULL_ALL"
+        assert mended.section("FORCE_EVAL/SUBSYS") == parse_template(DFT).section("FORCE_EVAL/SUBSYS")
+    assert one.keyword("FORCE_EVAL/DFT/SCF/OT/MINIMIZER") == "DIIS"
+    assert two.keyword("FORCE_EVAL/DFT/SCF/OT/MINIMIZER") == "CG"
+    more = remedied_template(DFT.replace("EPS_SCF 1.0D-8", "EPS_SCF 1.0D-8\n      MAX_SCF 80"), 1)
+    assert more.keyword("FORCE_EVAL/DFT/SCF/MAX_SCF") == "80"  # never fewer than the template's
+    without_ot = DFT.replace("      &OT\n        MINIMIZER DIIS\n      &END OT\n", "")
+    mixing = remedied_template(without_ot, 2)
+    assert mixing.keyword("FORCE_EVAL/DFT/SCF/MIXING/ALPHA") == "0.05"
+    assert mixing.section("FORCE_EVAL/DFT/SCF/OT") is None
+    assert remedied_template(DFT, walltime=600).keyword("GLOBAL/WALLTIME") == "600"
