@@ -69,7 +69,8 @@ def assemble_labels(
     Args:
         snapshots: extxyz of the pool.
         indices: which snapshots are wanted.
-        settings: targets; header: entries for the file's header (field_step, engine, ...).
+        settings: targets; header: entries for the file's header (field_step, engine, ...); failures: field points that
+            could not be computed, with their causes, and remedies: what was tried, both for the report.
         field_forces: nodes with the forces of finished points, or with tensors that an engine gave itself.
 
     Returns:
@@ -126,6 +127,8 @@ def assemble_labels(
         "n_labelled": len(labelled),
         "incomplete": incomplete,
         "versions": versions,
+        "failures": values.get("failures", []),
+        "remedies": values.get("remedies", []),
         "sum_rule_residual_apt_e": _largest(residuals, "apt"),
         "sum_rule_residual_pgt_e2a0_per_Eh": _largest(residuals, "pgt"),
     }
