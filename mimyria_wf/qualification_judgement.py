@@ -477,7 +477,7 @@ def _checks(
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.2g} %" if value < 1 else f"{100 * value:.0f} %"
+    return f"{100 * value:.3g} %" if value < 10 else f"{100 * value:.0f} %"
 
 
 def _worst(one: Screened, settings: QualificationSettings) -> float:
