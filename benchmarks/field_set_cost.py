@@ -28,7 +28,7 @@ import numpy as np
 
 from mimyria_wf.cp2k_input import parse_template, point_project, render_field_set, varied_template, write_input
 from mimyria_wf.cp2k_output import read_field_set, read_run
-from mimyria_wf.finite_field import FIELD_POINTS, field_vectors, response_tensors, tensor_errors
+from mimyria_wf.finite_field import FIELD_POINTS, field_vectors, noise_errors, response_tensors
 from mimyria_wf.wavefunction_extrapolation import extrapolating_inputs, write_guess
 
 KINDS = {"+x": range(1, 7, 2), "-x": range(2, 7, 2), "+x+y": range(7, 13, 2), "-x-y": range(8, 13, 2)}
@@ -129,7 +129,7 @@ def compare(folders: dict[str, Path], vectors: dict[str, Any], n_atoms: int, sam
         forces, problems = read_field_set(folder, vectors, n_atoms=n_atoms)
         if any(problems):
             raise SystemExit("; ".join(problem for problem in problems if problem))
-        tensors[way], errors = response_tensors(array, forces), tensor_errors(array, forces)
+        tensors[way], errors = response_tensors(array, forces), noise_errors(array, forces)
         assert errors is not None
         assert errors.apt is not None
         assert errors.pgt is not None

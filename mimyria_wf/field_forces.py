@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from mimyria_wf.errors import LabelError
-from mimyria_wf.finite_field import FieldDiagnostics, diagnostics, point_name, response_tensors, tensor_errors
+from mimyria_wf.finite_field import FieldDiagnostics, diagnostics, noise_errors, point_name, response_tensors
 from mimyria_wf.labels import (
     configuration_key,
     level_of_theory_key,
@@ -104,9 +104,9 @@ class FieldForces:
     def errors(self) -> dict[str, float]:
         """Return by tensor the standard error of an element [e], [e^2 a0/E_h], rms over elements; empty if unknown.
 
-        From the forces' own scatter, see :func:`mimyria_wf.finite_field.tensor_errors`.
+        From the forces' own scatter, see :func:`mimyria_wf.finite_field.noise_errors`.
         """
-        found = tensor_errors(self.field_vectors, self.forces)
+        found = noise_errors(self.field_vectors, self.forces)
         by_name = {} if found is None else {"apt": found.apt, "pgt": found.pgt}
         return {name: float(np.sqrt(np.mean(e**2))) for name, e in by_name.items() if e is not None}
 

@@ -325,7 +325,7 @@ def _diagnostics(reduction: _Reduction, vectors: Array, forces: Array, charge: f
 
 
 @dataclass(frozen=True)
-class TensorErrors:
+class NoiseErrors:
     """Standard errors of the tensors of one snapshot, from the scatter of its own forces.
 
     Attributes:
@@ -341,7 +341,7 @@ class TensorErrors:
     pgt: Array | None
 
 
-def tensor_errors(field_vectors: Array, forces: Array) -> TensorErrors | None:
+def noise_errors(field_vectors: Array, forces: Array) -> NoiseErrors | None:
     """Estimate the errors of APT and PGT from what a field set says twice.
 
     Thirteen points determine F(0), P and Q, ten numbers, three times over in the odd part: (F(E) - F(-E))/2 at a mixed
@@ -377,4 +377,4 @@ def tensor_errors(field_vectors: Array, forces: Array) -> TensorErrors | None:
         for (a, b), weights in zip(_COMPONENTS, reduction.pgt):
             pgt[a, b] = pgt[b, a] = noise * np.linalg.norm(weights)
     apt = None if reduction.apt is None else noise * np.linalg.norm(reduction.apt, axis=1)
-    return TensorErrors(force_noise=noise, n_redundant=n_redundant, apt=apt, pgt=pgt)
+    return NoiseErrors(force_noise=noise, n_redundant=n_redundant, apt=apt, pgt=pgt)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mimyria_wf.cp2k_output import read_forces
-from mimyria_wf.finite_field import FIELD_POINTS, field_vectors, response_tensors, tensor_errors
+from mimyria_wf.finite_field import FIELD_POINTS, field_vectors, noise_errors, response_tensors
 
 STEP = 5e-4
 N_ATOMS = 400
@@ -35,7 +35,7 @@ def test_known_noise_comes_back_in_forces_and_tensors(noise: float, step: float)
     vectors = np.array(list(field_vectors(step, ["pgt"]).values()))
     exact = quadratic_forces(vectors)
     noisy = exact + noise * np.random.default_rng(2).normal(size=exact.shape)
-    errors = tensor_errors(vectors, noisy)
+    errors = noise_errors(vectors, noisy)
     assert errors is not None
     assert errors.n_redundant == 3
     assert errors.apt is not None
@@ -57,7 +57,7 @@ def test_known_noise_comes_back_in_forces_and_tensors(noise: float, step: float)
 
 def test_without_noise_there_is_no_error() -> None:
     vectors = np.array(list(field_vectors(STEP, ["pgt"]).values()))
-    errors = tensor_errors(vectors, quadratic_forces(vectors))
+    errors = noise_errors(vectors, quadratic_forces(vectors))
     assert errors is not None
     assert errors.force_noise < 1e-15  # round-off of forces of 0.05
 
@@ -66,7 +66,7 @@ def test_a_step_that_is_too_long_shows() -> None:
     found = []
     for step in (STEP, 2 * STEP):
         vectors = np.array(list(field_vectors(step, ["pgt"]).values()))
-        errors = tensor_errors(vectors, quadratic_forces(vectors, third=100.0))
+        errors = noise_errors(vectors, quadratic_forces(vectors, third=100.0))
         assert errors is not None
         found.append(errors.force_noise)
     assert found[1] / found[0] == pytest.approx(8, rel=1e-3)  # third order
@@ -77,12 +77,12 @@ def test_order_and_further_points_do_not_matter() -> None:
         [*field_vectors(STEP, ["pgt"]).values(), STEP * np.array([1.0, -1, 0]), STEP * np.array([-1.0, 1, 0])]
     )
     forces = quadratic_forces(vectors) + 1e-8 * np.random.default_rng(4).normal(size=(15, N_ATOMS, 3))
-    errors = tensor_errors(vectors, forces)
+    errors = noise_errors(vectors, forces)
     assert errors is not None
     assert errors.n_redundant == 5
     assert errors.force_noise == pytest.approx(1e-8, rel=0.05)
     order = np.random.default_rng(5).permutation(15)
-    turned = tensor_errors(vectors[order], forces[order])
+    turned = noise_errors(vectors[order], forces[order])
     assert turned is not None
     assert turned.force_noise == pytest.approx(errors.force_noise, rel=1e-6)
     assert turned.pgt == pytest.approx(errors.pgt, rel=1e-6)
@@ -91,7 +91,7 @@ def test_order_and_further_points_do_not_matter() -> None:
 @pytest.mark.parametrize("names", [list(FIELD_POINTS)[1:7], list(FIELD_POINTS)[:7]], ids=["axis", "axis and zero"])
 def test_axis_points_alone_say_nothing_twice(names: list[str]) -> None:
     vectors = STEP * np.array([FIELD_POINTS[name] for name in names], dtype=float)
-    assert tensor_errors(vectors, quadratic_forces(vectors)) is None
+    assert noise_errors(vectors, quadratic_forces(vectors)) is None
 
 
 @pytest.mark.reference_data
@@ -105,7 +105,7 @@ def test_recorded_cp2k_forces_have_the_noise_of_their_scf(reference_data: Path) 
     forces = {name: read_forces((folder / f"{file}-frc.dat").read_text()) for name, file in names.items()}
     vectors = np.array(list(field_vectors(STEP, ["pgt"]).values()))
     known = np.array([forces[name] for name in FIELD_POINTS])
-    errors = tensor_errors(vectors, known)
+    errors = noise_errors(vectors, known)
     assert errors is not None
     assert errors.pgt is not None
     pgt = response_tensors(vectors, known).pgt
