@@ -150,6 +150,15 @@ class Cp2kEngine(ProgramEngine):
         elif self._last is not None and are_neighbours(self._last[0], atoms):
             start_from_neighbour(target, self._last[1])
 
+    def is_worth_repeating(self, folder: Path, run: ProgramRun) -> bool:
+        """Repeat a point that did not converge from a guess, without the guess.
+
+        A guess whose gradient is near EPS_SCF leaves OT steps that lower the energy by less than its last digit: the
+        line search cannot judge them and stays where it is.
+        """
+        is_guessed = (folder / run.arguments[-1]).read_text() != run.files[run.arguments[-1]]
+        return is_guessed and read_run((folder / run.output).read_text(errors="replace")).scf_converged is False
+
     def executed(
         self, runs: Sequence[ProgramRun], atoms: ase.Atoms, vectors: Mapping[str, Array]
     ) -> tuple[Path, dict[str, str]]:

@@ -121,6 +121,10 @@ class ProgramEngine(FieldEngine):
         """Change the files of a run that is about to start, in ways that do not change its results."""
         return
 
+    def is_worth_repeating(self, folder: Path, run: ProgramRun) -> bool:
+        """Say whether a run that just ended should be done once more, from its files as :meth:`runs` gave them."""
+        return False
+
     def field_results(self, atoms: ase.Atoms, vectors: Array) -> FieldResults:
         """Run the program for one snapshot in every field, see :meth:`FieldEngine.field_results`."""
         began = time.perf_counter()
@@ -168,6 +172,9 @@ class ProgramEngine(FieldEngine):
             self._write(folder, run)
             self.prepare(folder / run.folder, run, atoms)
             reason = self._execute(folder, run)
+            if self.is_worth_repeating(folder / run.folder, run):
+                self._write(folder, run)
+                reason = self._execute(folder, run)
             if reason:
                 failures[run.name] = reason
             reason = reason or self.trouble(folder / run.folder, run, atoms, vectors)

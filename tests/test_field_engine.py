@@ -210,6 +210,28 @@ def test_a_program_that_is_not_there_is_one_line(tmp_path: Path):
         Scripted("x", timeout_s=0)
 
 
+def test_a_point_that_did_not_converge_from_a_guess_is_repeated_without(tmp_path: Path):
+    """The program here converges only from the input as it was rendered."""
+    program = tmp_path / "cp2k.py"
+    program.write_text(
+        "import sys\n"
+        "guessed = 'GUESS' in open(sys.argv[2]).read()\n"
+        "print('  *** SCF run NOT converged ***' if guessed else '  *** SCF run converged in 9 steps ***')\n"
+    )
+
+    class Guessing(Cp2kEngine):
+        def runs(self, atoms, vectors):
+            return [ProgramRun("0", files={"zero.inp": "&GLOBAL"}, arguments=("-i", "zero.inp"), output="zero.out")]
+
+        def prepare(self, folder, run, atoms):
+            (folder / "zero.inp").write_text("GUESS")
+
+    engine = Guessing("&FORCE_EVAL\n&END\n", f"{sys.executable} -S {program}", scratch=tmp_path / "scratch")
+    folder, _ = engine.executed(engine.runs(None, {}), molecule("H2O"), {})
+    assert (folder / "zero.inp").read_text() == "&GLOBAL"
+    assert "converged in 9 steps" in (folder / "zero.out").read_text()
+
+
 def test_kept_results_are_not_computed_again(scripted, tmp_path: Path):
     engine = scripted(results=tmp_path / "kept")
     first = engine.field_results(molecule("H2O"), VECTORS)
