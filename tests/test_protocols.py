@@ -10,12 +10,15 @@ from typing import Any
 import ase.io
 import pytest
 from aiida import orm
+from aiida.engine.utils import instantiate_process
+from aiida.manage import get_manager
 from aiida.tools.pytest_fixtures import *  # noqa: F403  the profile is made only where this is imported
 from ase.build import molecule
 from ruamel import yaml
 from test_vasp_workchains import FAMILY, VALENCES, potcar
 
 import mimyria_wf
+from mimyria_wf.calculators.cp2k import template_level_of_theory
 from mimyria_wf.calculators.data import read_snapshots, structure_from_atoms
 from mimyria_wf.calculators.qualification import varied_level
 from mimyria_wf.calculators.spectra import spectra_flags
@@ -24,11 +27,12 @@ from mimyria_wf.campaign import Campaign
 from mimyria_wf.cli import build_parser
 from mimyria_wf.errors import CampaignError
 from mimyria_wf.group_schema import read_group_scheme
-from mimyria_wf.labels import configuration_key
+from mimyria_wf.labels import configuration_key, level_of_theory_key
 from mimyria_wf.workchains.campaign import CampaignWorkChain
 from mimyria_wf.workchains.driver import campaign_codes
 from mimyria_wf.workchains.inputs import campaign_inputs
 from mimyria_wf.workchains.protocols import merged, protocols
+from mimyria_wf.workchains.qualification import QualificationWorkChain
 
 pytestmark = pytest.mark.aiida
 TEMPLATES = Path(mimyria_wf.__file__).parent / "templates"
@@ -129,6 +133,22 @@ def built(tmp_path: Path, labels: dict[str, Any], **sections: Any) -> dict[str, 
     return campaign_inputs(campaign, campaign_codes(campaign))
 
 
+def first_jobs(inputs: dict[str, Any]) -> list[Any]:
+    """Return a campaign's qualification, set up, and what it would submit; AiiDA checks the inputs of all of it."""
+    runner = get_manager().get_runner()
+    labels = inputs["refinement"]["labels"]
+    names = ("code", "settings", "template", "files", "engine", "options")
+    own = {name: labels[name] for name in names if name in labels}
+    chain = instantiate_process(runner, QualificationWorkChain, **own, **inputs["qualification"])
+    chain.setup()
+    chain.plan()
+    jobs = []
+    for entry in chain.ctx.queue:
+        process, given = chain.job(entry)
+        jobs.append(instantiate_process(runner, process, **given))
+    return jobs
+
+
 @pytest.fixture
 def programs(water: orm.StructureData, aiida_code_installed: Callable[..., orm.AbstractCode]) -> None:
     """Make codes for programs that need not be there."""
@@ -158,6 +178,13 @@ def test_what_the_qualification_chooses_is_left_open(programs: None, tmp_path: P
     inputs = built(tmp_path, labels)
     assert inputs["adopt"].get_list() == ["step", "threshold"]
     assert len(inputs["qualification"]["screening"]["thresholds"]) == 4
+    jobs = first_jobs(inputs)
+    levels = {level_of_theory_key(job.inputs.level_of_theory.get_dict()) for job in jobs}
+    assert len(levels) == 4
+    assert level_of_theory_key(inputs["refinement"]["labels"]["settings"]["level_of_theory"]) in levels
+    for job in jobs:
+        level = template_level_of_theory(job.inputs.template.get_content("r"), {})
+        assert level == job.inputs.level_of_theory.get_dict()
 
 
 def test_vasp_labels_take_incar_kpoints_and_potentials(programs: None, tmp_path: Path) -> None:
@@ -183,6 +210,10 @@ def test_vasp_labels_take_incar_kpoints_and_potentials(programs: None, tmp_path:
     level, changed = varied_level("vasp", settings["level_of_theory"], labels, {"eps_scf": 1e-6})
     assert float(level["incar"]["EDIFF"]) == float(changed["engine"]["vasp"]["incar"]["EDIFF"]) == 1e-6
     assert {**level, "incar": None} == {**settings["level_of_theory"], "incar": None}
+    screened = built(tmp_path, {"engine": "vasp", "vasp": vasp}, qualification={"thresholds": [1e-6], "atoms": []})
+    jobs = first_jobs(screened)
+    assert {float(job.inputs.vasp.incar["EDIFF"]) for job in jobs} == {1e-6, 1e-7}
+    assert {type(job).__name__ for job in jobs} == {"VaspFieldSetWorkChain"}
     born = built(tmp_path, {"engine": "vasp", "vasp": {**vasp, "method": "lcalceps"}})
     assert born["refinement"]["labels"]["engine"]["method"].value == "lcalceps"
     assert born["qualification"]["screening"]["atoms"] == []

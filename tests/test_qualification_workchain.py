@@ -180,8 +180,8 @@ def test_a_campaign_whose_labels_do_not_qualify_spends_nothing_on_them(home: Hom
     path = home.write(
         "refused",
         sampling=sampling(1),
-        labels={"engine": "tblite", "field_step_au": 5e-3},
-        qualification={"atoms": [], "field_steps_au": [1e-3, 5e-3], "tolerances": {"pgt": 5e-4}},
+        labels={"engine": "tblite", "field_step_au": 8e-3},
+        qualification={"atoms": [], "field_steps_au": [1e-3, 2e-3], "tolerances": {"apt": 1e-3, "pgt": 5e-4}},
         training={"sizes": [2], "test_size": 2, "overrides": SHORT},
         convergence={"minimum_iterations": 1},
     )
@@ -189,14 +189,14 @@ def test_a_campaign_whose_labels_do_not_qualify_spends_nothing_on_them(home: Hom
     assert code == 1
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "The labels do not qualify: PGT: error" in errors[0]  # 5e-3 is too large a step; 1e-3 would do
+    assert "The labels do not qualify: APT: error" in errors[0]  # 8e-3 is too large a step; 2e-3 would do
     (campaign,) = home.campaigns("refused")
     assert campaign["exit_status"] == 437
     assert {job["process_label"] for job in home.jobs()} == {"TbliteFieldSetCalculation"}  # no MD, no training
 
     status = home.json("status", "refused")
     assert status["qualification"]["accepted"]
-    assert status["qualification"]["step"] == 1e-3
+    assert status["qualification"]["step"] == 2e-3
     assert status["qualification"]["objections"]
     report = home.json("report", "refused", "-o", home.folder / "refused_report")
     assert any(name.startswith("qualification/") and name.endswith(".png") for name in report["files"])
@@ -207,7 +207,7 @@ def test_a_campaign_whose_labels_do_not_qualify_spends_nothing_on_them(home: Hom
     code, _, err = home.call("run", path)  # once more: the verdict is there
     assert code == 1
     assert "its finished parts are reused" in err
-    assert "The labels do not qualify: PGT: error" in err
+    assert "The labels do not qualify: APT: error" in err
     assert len(home.jobs()) == n_jobs
     chains = [one for one in home.processes() if one.get("process_label") == "QualificationWorkChain"]
     assert len(chains) == 1
