@@ -21,6 +21,7 @@ from mimyria_wf.calculators.data import (
     tensors_in,
     version_of,
 )
+from mimyria_wf.field_forces import FieldForces
 from mimyria_wf.response import ResponseTensors
 
 
@@ -114,6 +115,8 @@ def assemble_labels(
                 incomplete.append({"index": index, "reason": str(error)})
                 continue
             version = version_of(nodes[0]) or "not recorded"
+            for name, error in FieldForces(vectors[rows], forces[rows]).errors().items():
+                atoms.info[f"{name}_error"] = error
         labelled.append(
             LabelledSnapshot(
                 atoms,
