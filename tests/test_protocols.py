@@ -181,6 +181,7 @@ def test_what_the_qualification_chooses_is_left_open(programs: None, tmp_path: P
     jobs = first_jobs(inputs)
     levels = {level_of_theory_key(job.inputs.level_of_theory.get_dict()) for job in jobs}
     assert len(levels) == 4
+    assert {job.inputs.console_code.label for job in jobs} == {"mimyria-wf"}  # on the same computer
     assert level_of_theory_key(inputs["refinement"]["labels"]["settings"]["level_of_theory"]) in levels
     for job in jobs:
         level = template_level_of_theory(job.inputs.template.get_content("r"), {})

@@ -23,8 +23,10 @@ from test_workchains import CLUSTER, CONSOLE, DIMER, SHORT, Home, sampling
 
 import mimyria_wf
 from mimyria_wf.calculators.cp2k import template_level_of_theory
-from mimyria_wf.labels import read_labels
-from mimyria_wf.qualification import QualificationSettings
+from mimyria_wf.calculators.data import field_forces_node
+from mimyria_wf.calculators.qualification import KnownPoints
+from mimyria_wf.labels import configuration_key, read_labels
+from mimyria_wf.qualification import QualificationSettings, Task, plan
 from mimyria_wf.trajectory import Trajectory, write_trajectory
 
 pytestmark = [pytest.mark.aiida, pytest.mark.slow]
@@ -130,6 +132,46 @@ def test_a_step_that_is_too_large_is_refused_with_its_reason(trial: Callable[...
     assert verdict["reasons"][0] in node.exit_message
     assert any("PGT" in line for line in verdict["objections"])
     assert node.outputs.figures.base.repository.list_object_names()
+
+
+def test_points_without_dipoles_do_not_serve_displacements(aiida_profile: object) -> None:
+    """Forces at a point are known from any node; a dipole only from one that holds it."""
+    atoms = DIMER.copy()
+    atoms.info |= {"charge": 0, "multiplicity": 1}
+    screening = QualificationSettings(steps=(STEP, 2 * STEP), step=STEP, targets=("apt",), atoms=(0,))
+    forces_task, displaced_task = plan([atoms], screening)[:2]
+    assert (forces_task.kind, displaced_task.kind) == ("forces", "dipoles")
+    rng = np.random.default_rng(0)
+
+    def node_of(task: Task, **more: Any) -> orm.ArrayData:
+        forces = rng.normal(size=(len(task.vectors), len(atoms), 3))
+        key = configuration_key(task.atoms)
+        return field_forces_node(task.vectors, forces, np.zeros(len(forces), dtype=int), [key], {}, "key", **more)
+
+    plain = node_of(forces_task)
+    known = KnownPoints([plain], forces_task.atoms)
+    assert len(known.missing(forces_task)) == 0
+    result = known.result(forces_task)
+    assert np.array_equal(result.forces, plain.get_array("forces"))
+    assert (result.dipoles, result.dipole_quanta, result.gaps, result.problems) == (None, None, None, ())
+
+    bare = node_of(displaced_task)
+    known = KnownPoints([bare], displaced_task.atoms)
+    assert np.array_equal(known.missing(displaced_task), displaced_task.vectors)
+    assert len(known.result(displaced_task).problems) == len(displaced_task.vectors)
+    dipoles = rng.normal(size=(len(displaced_task.vectors), 3))
+    full = node_of(displaced_task, dipoles=dipoles, dipole_quanta=np.eye(3)[None], gaps=[7.5])
+    for nodes in ([bare, full], [full, bare]):
+        known = KnownPoints(nodes, displaced_task.atoms)
+        assert len(known.missing(displaced_task)) == 0
+        result = known.result(displaced_task)
+        assert np.array_equal(result.dipoles, dipoles)
+        assert np.array_equal(result.dipole_quanta, np.eye(3))
+        assert result.gaps is not None
+        assert result.gaps[0] == 7.5
+    assert len(KnownPoints([full], atoms).missing(displaced_task)) == len(
+        displaced_task.vectors
+    )  # not this configuration
 
 
 @pytest.mark.cp2k

@@ -268,7 +268,14 @@ def _label_inputs(campaign: Campaign, labels: Labels, codes: Mapping[str, orm.Ab
     }
     if labels.template is not None:
         inputs["template"] = _template_node(campaign, labels)
-    if labels.engine == "vasp":
+    console = codes[campaign.computers.mimyria.code]
+    if (
+        labels.engine == "cp2k"
+        and console.computer is not None
+        and inputs["code"].computer.uuid == console.computer.uuid
+    ):
+        inputs["engine"] = {"console_code": console}  # extrapolates wavefunctions between the field points
+    elif labels.engine == "vasp":
         from mimyria_wf.calculators.vasp import vasp_engine_inputs
 
         assert labels.vasp is not None
