@@ -48,6 +48,8 @@ SMALLEST_GAP = 0.01  # eV, the digits of printed levels add up to less
 
 # causes of vasp_output as cp2k_output.CAUSES has them, which the labels' workchain acts by
 _CAUSES = {"unfinished": "truncated", "damaged": "truncated", "metal": "forces"}
+# what read_lcalceps_set says, as such a cause
+_SAID = {"did not converge": "scf", "no OUTCAR": "missing", "no vasprun.xml": "missing", "ran in the field": "field"}
 # tags that decide how a run gets there and what it writes, not what comes out of a converged one
 _NOT_THEORY = frozenset(
     (
@@ -188,13 +190,24 @@ def template_of(nodes: Mapping[str, Any], atoms: ase.Atoms) -> VaspTemplate:
     )
 
 
-def input_problem(inputs: Mapping[str, Any], targets: Sequence[str], method: str) -> str | None:
-    """Return in one line what cannot work with these inputs of a workchain, None if nothing is known against them."""
+def input_warnings(inputs: Mapping[str, Any], targets: Sequence[str], method: str) -> list[str]:
+    """Return what is doubtful about these inputs of a workchain, one line each.
+
+    Raises:
+        MimyriaError: what cannot work.
+    """
+    found: dict[str, None] = {}
     for atoms in read_snapshots(inputs["snapshots"]):
-        try:
-            check_vasp_template(template_of(inputs["vasp"], atoms), atoms, targets, method)
-        except MimyriaError as error:
-            return str(error)
+        found |= dict.fromkeys(check_vasp_template(template_of(inputs["vasp"], atoms), atoms, targets, method))
+    return list(found)
+
+
+def input_problem(inputs: Mapping[str, Any], targets: Sequence[str], method: str) -> str | None:
+    """Return in one line what cannot work with these inputs, None if nothing is known against them."""
+    try:
+        input_warnings(inputs, targets, method)
+    except MimyriaError as error:
+        return str(error)
     return None
 
 
@@ -349,7 +362,8 @@ def _read_fields(
             wanted = {name: vector for name, vector in fields.items() if vector.any()}
             values, lines, _ = read_lcalceps_set(source, ordered, wanted, order, zero_forces=start)
         for row, value, line in zip(rows, values, lines, strict=True):
-            forces[row], problems[row], causes[row] = value, line, "aborted" if line else ""
+            cause = next((cause for words, cause in _SAID.items() if words in line), "truncated") if line else ""
+            forces[row], problems[row], causes[row] = value, line, cause
     return found, forces, problems, causes
 
 
@@ -362,8 +376,9 @@ def collect_field_forces(
     Args:
         snapshots: extxyz.
         level_of_theory: keys the forces.
-        plan: ``method``; ``points``, a list of {snapshot, vector, cause, problem}, where cause and problem say what is
-            known beside the files; ``retries``, what was tried twice.
+        plan: ``method``; ``points``, a list of {snapshot, vector, cause, problem, complaint}: cause and problem, where
+            AiiDA knows more than the files, and what aiida-vasp complains of, which counts where the files look sound;
+            ``retries``, what was tried twice.
         runs: what the runs left, under the names of :func:`run_label`.
 
     Returns:
@@ -386,9 +401,9 @@ def collect_field_forces(
             if run is not None:
                 versions.add(run.version)
                 seconds += run.seconds
-            problem = mine[name]["problem"] or problems[row]
+            problem = mine[name]["problem"] or problems[row] or mine[name]["complaint"]
             if problem:
-                cause = mine[name]["cause"] or _CAUSES.get(causes[row], causes[row])
+                cause = mine[name]["cause"] or _CAUSES.get(causes[row], causes[row]) or "aborted"
                 point = {"snapshot": number, "point": name, "vector": vector.tolist()}
                 failed.append({**point, "cause": cause, "problem": problem})
                 continue
@@ -424,8 +439,8 @@ def collect_tensors(
     Args:
         snapshots: extxyz.
         level_of_theory: keys the tensors.
-        plan: ``runs``, a list of {snapshot, cause, problem} as for the points of :func:`collect_field_forces`;
-            ``retries``.
+        plan: ``runs``, a list of {snapshot, cause, problem, complaint} as for the points of
+            :func:`collect_field_forces`; ``retries``.
         runs: what the runs left.
 
     Returns:
@@ -442,7 +457,8 @@ def collect_tensors(
             found = read_zero_field(folder, every[number]) if folder is not None else None
             gap = found.gap if found else None
             problem, cause = (found.problems[0], found.causes[0]) if found else ("it left nothing", "missing")
-            problem = problem.partition(": ")[2] or problem
+            problem = problem.partition(": ")[2] or one["complaint"]
+            cause = cause or ("aborted" if problem else "")
         if not problem:
             try:
                 with _on_disk(folder) as path:

@@ -12,8 +12,10 @@ from typing import Any
 
 import ase
 import ase.io
+import ase.spacegroup
 import numpy as np
 import pytest
+import vasp_stand_in
 from aiida import orm
 from aiida.common.links import LinkType
 from aiida.engine import run_get_node
@@ -22,10 +24,13 @@ from aiida.manage import get_manager
 from aiida.plugins import WorkflowFactory
 from aiida.tools.pytest_fixtures import *  # noqa: F403  the profile is made only where this is imported
 
+from mimyria_wf.calculators.data import known_response_tensors, tensors_in
 from mimyria_wf.calculators.vasp import vasp_engine_inputs, vasp_level_of_theory
 from mimyria_wf.errors import CampaignError
-from mimyria_wf.finite_field import point_name
+from mimyria_wf.finite_field import field_vectors, point_name, response_tensors
+from mimyria_wf.labels import configuration_key, level_of_theory_key
 from mimyria_wf.tblite_engine import TbliteEngine
+from mimyria_wf.units import HARTREE_PER_BOHR
 from mimyria_wf.vasp_input import point_directory, render_field_set
 from mimyria_wf.vasp_template import VaspTemplate
 
@@ -35,7 +40,7 @@ pytestmark = [pytest.mark.aiida]
 FAMILY = "MADE-UP"
 POTCAR_SECRET = "0.8123456789E+01 0.9876543210E-02"
 """Numbers as in the licensed part of a potential; they must not turn up anywhere but in aiida-vasp's own node."""
-VALENCES = {"H": 1.0, "O": 6.0}
+VALENCES = {"H": 1.0, "O": 6.0, "Si": 4.0}
 
 
 def potcar(symbol: str, valence: float) -> str:
@@ -178,6 +183,119 @@ def test_field_forces_are_those_of_the_model_behind_the_executable(family: str, 
     assert_no_potential_is_stored()
 
 
+@pytest.mark.slow
+def test_labels_are_those_of_the_method_behind_the_executable(family: str, code: orm.AbstractCode) -> None:
+    """An APT set through the labels' workchain, against the same method called directly."""
+    engine = engine_inputs(family, settings={"max_concurrent": 8})
+    settings = {"engine": "vasp", "level_of_theory": vasp_level_of_theory(engine), "targets": ["apt"], "step": STEP}
+    _, node = run_get_node(
+        WorkflowFactory("mimyria_wf.labels"),
+        code=code,
+        snapshots=extxyz(WATER),
+        indices=orm.List([0]),
+        settings=orm.Dict({**settings, "snapshots_per_job": 1, "max_concurrent": 1}),
+        engine=engine,
+    )
+    assert node.is_finished_ok, node.exit_message
+    labels = ase.io.read(io.StringIO(node.outputs.labels.get_content("r")), format="extxyz")
+    fields = np.array(list(field_vectors(STEP, ["apt"]).values()))
+    known = response_tensors(fields, forces_of_model(fields)).apt
+    # forces to 1e-10 E_h/a0 over the step, and what is left of the self-consistency
+    np.testing.assert_allclose(labels.arrays["apt"].reshape(3, 3, 3), known, atol=5e-7)
+    (field_set,) = (child for child in node.called if isinstance(child, orm.WorkChainNode))
+    jobs = [child for child in field_set.called if isinstance(child, orm.CalcJobNode)]
+    assert len(jobs) == 7
+    assert all(job.outputs.remote_folder.is_cleaned for job in jobs)
+
+
+@pytest.fixture(scope="module")
+def quartz() -> ase.Atoms:
+    """Return a distorted alpha-quartz, its atoms in disorder."""
+    crystal = ase.spacegroup.crystal(
+        ["Si", "O"],
+        [(0.4697, 0, 0), (0.4135, 0.2669, 0.1191)],
+        spacegroup=152,
+        cellpar=[4.913, 4.913, 5.405, 90, 90, 120],
+    )
+    atoms = crystal[[3, 0, 4, 5, 1, 6, 7, 2, 8]]
+    atoms.positions += np.random.default_rng(3).normal(scale=0.04, size=(9, 3))
+    # as many digits as extxyz has
+    return ase.Atoms(atoms.numbers, atoms.positions.round(8), cell=atoms.cell, pbc=True)
+
+
+def quartz_engine(family: str, method: str) -> dict[str, Any]:
+    """Return the inputs of a crystal of bonds, whose answer to a field is known to round-off."""
+    settings = {
+        "incar": INCAR + "SYSTEM = model=bonds\n",
+        "kpoints": {"spacing_per_A": 0.9},
+        "potentials": {"family": family, "mapping": {"Si": "Si", "O": "O"}},
+        "method": method,
+        "settings": {"max_concurrent": 8},
+    }
+    return vasp_engine_inputs(settings, {"Si", "O"})
+
+
+def stand_in_crystal(atoms: ase.Atoms) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the forces [E_h/a0] of the crystal of bonds in a field [E_h/(e a0)]."""
+    model = vasp_stand_in.BondModel(atoms, 48, 8.0)
+    return lambda vector: model.state(vector * HARTREE_PER_BOHR).forces / HARTREE_PER_BOHR
+
+
+@pytest.mark.slow
+def test_lcalceps_gives_field_points_of_a_crystal_and_of_the_crystal_turned(
+    family: str, code: orm.AbstractCode, quartz: ase.Atoms
+) -> None:
+    vectors = STEP * np.array([[1, 0, 0], [-1, 0, 0], [1, 1, 0], [-1, -1, 0]])
+    node = run_fields(code, quartz_engine(family, "lcalceps"), vectors, quartz)
+    assert node.is_finished_ok, node.exit_message
+    found = node.outputs.field_forces
+    known = stand_in_crystal(quartz)
+    np.testing.assert_allclose(found.get_array("field_vectors"), np.vstack([np.zeros(3), vectors]))
+    for vector, forces in zip(found.get_array("field_vectors"), found.get_array("forces"), strict=True):
+        np.testing.assert_allclose(forces, known(vector), atol=1e-9)
+    jobs = {job.label: job for job in node.called if isinstance(job, orm.CalcJobNode)}
+    assert sorted(jobs) == [
+        "s000_lcalceps_m",
+        "s000_lcalceps_mxmy",
+        "s000_lcalceps_p",
+        "s000_lcalceps_pxpy",
+        "s000_zero",
+    ]
+    assert jobs["s000_zero"].inputs.kpoints.get_kpoints_mesh()[0] == [2, 2, 2]
+    # wavefunctions are of no use to a turned crystal
+    assert "restart_folder" in jobs["s000_lcalceps_p"].inputs
+    assert "restart_folder" not in jobs["s000_lcalceps_pxpy"].inputs
+    assert all(job.outputs.remote_folder.is_cleaned for job in jobs.values())
+
+
+@pytest.mark.slow
+def test_lepsilon_gives_all_polar_tensors_and_the_dielectric_tensor_in_one_job(
+    family: str, code: orm.AbstractCode, quartz: ase.Atoms
+) -> None:
+    engine = quartz_engine(family, "lepsilon")
+    level = vasp_level_of_theory(engine)
+    _, node = run_get_node(
+        WorkflowFactory("mimyria_wf.vasp.tensors"),
+        code=code,
+        snapshots=extxyz(quartz),
+        targets=orm.List(["apt"]),
+        level_of_theory=orm.Dict(level),
+        **engine,
+    )
+    assert node.is_finished_ok, node.exit_message
+    key, configuration = level_of_theory_key(level), configuration_key(quartz)
+    (found,) = known_response_tensors(key, [configuration])[configuration]
+    assert found.uuid == node.outputs.response_tensors.uuid
+    known = stand_in_crystal(quartz)
+    apt = np.stack([(known(0.01 * e) - known(-0.01 * e)) / 0.02 for e in np.eye(3)], axis=-1)
+    # VASP spreads the residual of the sum rule; it prints eight decimals
+    np.testing.assert_allclose(tensors_in(found, configuration).apt, apt - apt.mean(axis=0), atol=1e-7)
+    dielectric = found.get_array("dielectric_0")
+    assert np.linalg.eigvalsh(0.5 * (dielectric + dielectric.T)).min() > 1
+    assert found.base.attributes.get("level_of_theory")["version"] == "6.4.3"
+    assert [job.label for job in node.called if isinstance(job, orm.CalcJobNode)] == ["s000_lepsilon"]
+
+
 # ------------------------------------------------------------------------------------- failures, on runs that are ended
 
 
@@ -245,6 +363,7 @@ def field_set(code: orm.AbstractCode, family: str, vectors: Any, incar: str = IN
         ("fail=killed", 700, "truncated", "VASP did not finish"),
         ("fail=crash", 352, "missing", "neither OUTCAR nor vasprun.xml"),
         ("fail=ignores-field", 0, "field", "ran in the field EFIELD_PEAD = [0.0, 0.0, 0.0], expected [0.05142"),
+        ("model=GFN2-xTB", 703, "aborted", "What aiida-vasp says."),  # the files look sound, but aiida-vasp complains
         ("", 120, "walltime", "The time was over."),
         ("", 110, "memory", "What aiida-vasp says."),
     ],

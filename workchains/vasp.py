@@ -18,6 +18,7 @@ from mimyria_wf.calculators.vasp import (
     gap_problem,
     harder,
     input_problem,
+    input_warnings,
     is_as_it_stands,
     named_vectors,
     read_zero_field,
@@ -40,6 +41,10 @@ FROM_PARSER = 300
 """Exit statuses below are AiiDA's own: there is nothing to read."""
 MAX_CONCURRENT = 4
 ONE_PROCESS = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
+
+
+def _method(inputs: Any) -> str:
+    return inputs["method"].value if "method" in inputs else METHODS[0]
 
 
 class VaspWorkChain(WindowedWorkChain):
@@ -76,6 +81,13 @@ class VaspWorkChain(WindowedWorkChain):
         self.ctx.retries, self.ctx.refused = {}, {}
         self.ctx.max_concurrent = self.setting("max_concurrent", MAX_CONCURRENT)
 
+        for line in input_warnings(self.inputs, self.targets(), _method(self.inputs)):
+            self.report(line)
+
+    def targets(self) -> list[str]:
+        """Return what the runs are for."""
+        raise NotImplementedError
+
     def turns(self) -> list[list[float]]:
         """Return the fields for which the crystal may have to be turned."""
         return []
@@ -99,7 +111,7 @@ class VaspWorkChain(WindowedWorkChain):
         options = self.inputs.options.get_dict() if "options" in self.inputs else {}
         options = {"resources": ONE_PROCESS} | {key: value for key, value in options.items() if value is not None}
         # a run from the cache has no folder with wavefunctions for others to start from
-        metadata = {"options": options, "disable_cache": not entry.get("start")}
+        metadata = {"options": options, "disable_cache": entry["keep"]}
         return CalculationFactory("vasp.vasp"), {"code": self.inputs.code, **inputs, "metadata": metadata}
 
     def is_worth_repeating(self, node: orm.ProcessNode) -> bool:
@@ -114,7 +126,7 @@ class VaspWorkChain(WindowedWorkChain):
         """Sort the runs; what nothing else starts from is not needed on the computer any more."""
         super().inspect_window()
         for entry in self.ctx.window:
-            if entry.get("start"):
+            if not entry["keep"]:
                 self.clean(self.ctx[entry["label"]])
 
     def clean(self, node: orm.CalcJobNode) -> None:
@@ -125,7 +137,7 @@ class VaspWorkChain(WindowedWorkChain):
     def ended(self, label: str) -> tuple[orm.FolderData | None, dict[str, Any]]:
         """Return what a run left behind, and what AiiDA knows of its end that its files do not."""
         node = self.run_of(label)
-        known = {"cause": "", "problem": ""}
+        known = {"cause": "", "problem": "", "complaint": "" if node.is_finished_ok else reason(node)}
         if not node.is_finished_ok and (node.exit_status is None or node.exit_status < FROM_PARSER):
             known["problem"] = reason(node)
             known["cause"] = {OUT_OF_MEMORY: "memory", OUT_OF_TIME: "walltime"}.get(node.exit_status, "aborted")
@@ -149,10 +161,6 @@ class VaspWorkChain(WindowedWorkChain):
         if len(failed) == total:
             return self.exit_codes.ERROR_NO_POINT.format(detail=detail)
         return self.exit_codes.ERROR_SOME_POINTS.format(n=len(failed), total=total, detail=detail)
-
-
-def _method(inputs: Any) -> str:
-    return inputs["method"].value if "method" in inputs else METHODS[0]
 
 
 def _validate(inputs: Any, _: Any = None) -> str | None:
@@ -184,6 +192,10 @@ class VaspFieldSetWorkChain(VaspWorkChain):
             cls.collect,
         )
 
+    def targets(self) -> list[str]:
+        """Return what the runs are for, as far as the fields tell."""
+        return ["apt", "pgt"] if len([v for v in self.inputs.field_vectors.get_list() if any(v)]) > 6 else ["apt"]
+
     def turns(self) -> list[list[float]]:
         """Return the fields for which the crystal may have to be turned."""
         return self.inputs.field_vectors.get_list() if _method(self.inputs) == "lcalceps" else []
@@ -205,7 +217,6 @@ class VaspFieldSetWorkChain(VaspWorkChain):
 
     def queue_zero_field(self) -> None:
         """Start without a field."""
-        self.ctx.refused = {}
         for number in range(len(read_snapshots(self.inputs.snapshots))):
             self._queue(number, "zero", [0.0, 0.0, 0.0])
 
@@ -222,6 +233,8 @@ class VaspFieldSetWorkChain(VaspWorkChain):
                 fields = np.array(list(vectors.values())).reshape(-1, 3)
                 gap = 0.0 if found.causes[0] == "metal" else found.gap
                 status, line = gap_problem(atoms, divisions, fields, gap)
+                if known["complaint"] and not status:
+                    status, line = 310, known["complaint"]
             else:
                 status, line = 310, found.problems[0]
             if status:
@@ -239,7 +252,7 @@ class VaspFieldSetWorkChain(VaspWorkChain):
         entry = {"label": label, "snapshot": number, "folder": folder, "vector": vector}
         entry["structure"] = label if is_turned else f"s{number:03d}"
         # wavefunctions belong to the cell as it stands
-        entry["start"] = None if is_turned or label == zero else zero
+        entry["start"], entry["keep"] = None if is_turned or label == zero else zero, label == zero
         self.ctx.queue.append(entry)
         self.ctx.runs.append(label)
 
@@ -261,7 +274,7 @@ class VaspFieldSetWorkChain(VaspWorkChain):
             for vector in wanted.values():
                 label = self._run_with(number, vector)
                 if status and label not in self.ctx.runs:
-                    known = {"cause": "field" if status == 320 else "forces", "problem": line}
+                    known = {"cause": "field" if status == 320 else "forces", "problem": line, "complaint": ""}
                 else:
                     known = self.ended(label)[1]
                 points.append({"snapshot": number, "vector": vector.tolist(), **known})
@@ -314,11 +327,16 @@ class VaspTensorsWorkChain(VaspWorkChain):
         template = template_of(self.inputs.vasp, atoms)
         return lepsilon_tags(template, atoms), template.kpoints.divisions
 
+    def targets(self) -> list[str]:
+        """Return what the runs are for."""
+        return self.inputs.targets.get_list()
+
     def queue_all(self) -> None:
         """Queue a run a snapshot."""
         for number in range(len(read_snapshots(self.inputs.snapshots))):
             label = run_label(number, "lepsilon")
-            self.ctx.queue.append({"label": label, "snapshot": number, "structure": f"s{number:03d}", "start": None})
+            entry = {"label": label, "snapshot": number, "structure": f"s{number:03d}", "start": None, "keep": True}
+            self.ctx.queue.append(entry)
             self.ctx.runs.append(label)
 
     def collect(self) -> ExitCode | None:
