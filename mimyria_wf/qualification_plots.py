@@ -67,6 +67,8 @@ def _name(verdict: Qualification) -> str:
 
 def _mark(panel: Axes, value: float | None, limit: float) -> None:
     panel.axhline(limit, color=COLOURS[7], lw=0.9, ls="--")
+    low, high = panel.get_ylim()
+    panel.set_ylim(low, max(high, 2.5 * limit))  # room for the word
     panel.annotate(
         "accepted", (1.0, limit), xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points",
         ha="right", va="bottom", fontsize=7, color="#666666",
@@ -152,7 +154,7 @@ def plot_parity(path: str | Path, verdict: Qualification) -> None:
                     mine[chosen].ravel(), other[chosen].ravel(), marker, ms=3.5, mfc="none", color=colour, label=symbol
                 )
             text = f"RMSE {parity.rmse:.2g}\nlargest {parity.largest:.2g}\n"
-            text += f"relative {100 * parity.relative:.2g} %\n$R^2$ {100 * parity.r2:.3f} %"
+            text += f"relative {100 * parity.relative:.2g} %\n$R^2$ {100 * parity.r2:.5g} %"
             panel.text(0.97, 0.04, text, transform=panel.transAxes, ha="right", va="bottom", fontsize=7.5)
             panel.set_xlabel(f"{target.upper()} from fields / {_UNITS[target]}")
             panel.set_ylabel(f"from displacements / {_UNITS[target]}")
