@@ -11,6 +11,8 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.io import read
+from scipy.spatial.transform import Rotation
+from tblite.interface import Calculator
 
 from mimyria_wf.cp2k_input import render_field_set, render_md, render_polarizability
 from mimyria_wf.cp2k_output import (
@@ -24,7 +26,9 @@ from mimyria_wf.cp2k_output import (
 )
 from mimyria_wf.finite_field import diagnostics, field_vectors, response_tensors
 from mimyria_wf.md import NveSettings, NvtSettings
+from mimyria_wf.tblite_engine import TbliteEngine
 from mimyria_wf.trajectory import open_trajectory
+from mimyria_wf.units import BOHR
 
 CP2K = os.environ.get("CP2K_EXECUTABLE") or shutil.which("cp2k.psmp") or shutil.which("cp2k")
 TEMPLATES = Path(__file__).parents[1] / "templates" / "cp2k"
@@ -163,23 +167,93 @@ XTB = """
 """
 
 
+def water_dimer() -> Atoms:
+    """Return two molecules in general position, in the box of a cluster."""
+    atoms = Atoms(
+        "OH2OH2",
+        [
+            (-1.551007, -0.114520, 0.0),
+            (-1.934259, 0.762503, 0.0),
+            (-0.599677, 0.040712, 0.0),
+            (1.350625, 0.111469, 0.0),
+            (1.680398, -0.373741, -0.758561),
+            (1.680398, -0.373741, 0.758561),
+        ],
+        cell=[14.0, 14.0, 14.0],
+    )
+    atoms.positions += np.random.default_rng(3).normal(scale=0.03, size=(6, 3)) + 7.0
+    return atoms
+
+
+def mulliken_dipole(atoms: Atoms) -> np.ndarray:
+    """Return sum_i q_i r_i [e a0] of tblite's GFN1-xTB without a field."""
+    calculator = Calculator("GFN1-xTB", atoms.numbers, atoms.positions / BOHR)
+    calculator.set("verbosity", 0)
+    calculator.set("accuracy", 1e-4)
+    return calculator.singlepoint().get("charges") @ (atoms.positions / BOHR)
+
+
 @pytest.mark.slow
-def test_a_cluster_in_a_field_is_independent_of_its_place(tmp_path: Path) -> None:
-    vectors = field_vectors(1e-3, ["apt"])
-    apts = []
-    for shift in (0.0, 0.37):
-        atoms = molecule("H2O")
-        atoms.set_cell([10.0, 10.0, 10.0])
-        atoms.positions += shift
-        directory = tmp_path / f"shift{shift}"
+def test_a_cluster_of_gfn1_xtb_in_a_field(tmp_path: Path) -> None:
+    """CP2K's GFN1-xTB in &EFIELD: invariance, field against spatial derivatives, and tblite's GFN1-xTB.
+
+    CP2K's field acts on the Mulliken charges q alone, so that its APT is d(sum_i q_i r_i)/dr, which tblite gives
+    without a field. tblite's own field acts on the dipoles of the orbitals at each atom, too: that is the difference.
+    """
+    vectors, atoms = field_vectors(1e-3, ["apt", "pgt"]), water_dimer()
+
+    def field_set(which: Atoms, name: str) -> tuple[np.ndarray, np.ndarray]:
+        directory = tmp_path / name
         directory.mkdir()
-        run(directory, render_field_set(XTB, atoms, vectors))
-        forces, problems = read_field_set(directory, vectors)
-        assert problems == [""] * 6
-        apts.append(response_tensors(np.array(list(vectors.values())), forces).apt)
-    np.testing.assert_allclose(apts[0], apts[1], atol=1e-5)
-    np.testing.assert_allclose(apts[0].sum(axis=0), 0.0, atol=1e-5)
-    assert apts[0][0].trace() < 0 < apts[0][1].trace()
+        run(directory, render_field_set(XTB, which, vectors))
+        results = read_field_results(directory, vectors, which)
+        assert results.problems == ("",) * 13
+        tensors = response_tensors(np.array(list(vectors.values())), results.forces)
+        assert tensors.apt is not None
+        assert tensors.pgt is not None
+        return tensors.apt, tensors.pgt
+
+    apt, pgt = field_set(atoms, "here")
+    np.testing.assert_allclose(apt.sum(axis=0), 0.0, atol=1e-8)
+    np.testing.assert_allclose(pgt.sum(axis=0), 0.0, atol=1e-5)
+
+    turned, rotation = atoms.copy(), Rotation.from_rotvec([0.3, -0.7, 1.1]).as_matrix()
+    turned.positions = (atoms.positions - 7.0) @ rotation.T + [7.31, 6.83, 7.23]
+    apt_there, pgt_there = field_set(turned, "there")
+    # EPS_SCF 1e-9 over h and h^2, and the field's third order, which depends on its axes
+    np.testing.assert_allclose(apt_there, np.einsum("ia,jb,nab->nij", rotation, rotation, apt), atol=1e-5)
+    expected = np.einsum("ia,jb,kc,nabc->nijk", rotation, rotation, rotation, pgt)
+    np.testing.assert_allclose(pgt_there, expected, atol=2e-3)
+
+    shift, dipoles, polarizabilities = 0.01, [], []
+    for name, sign in (("plus", 1), ("minus", -1)):
+        moved = atoms.copy()
+        moved.positions[2, 0] += sign * shift
+        directory = tmp_path / name
+        directory.mkdir()
+        inputs = render_field_set(XTB, moved, {"0": np.zeros(3)})
+        run(directory, inputs | {"polar.inp": render_polarizability(XTB, moved, "polar", "zero")})
+        dipoles.append(read_field_results(directory, {"0": np.zeros(3)}, moved).dipoles[0])
+        polarizabilities.append(read_polarizability((directory / "polar.out").read_text()))
+    distance = 2 * shift / BOHR
+    np.testing.assert_allclose((dipoles[0] - dipoles[1]) / distance, apt[2, 0], atol=3e-4)  # third order in the shift
+    np.testing.assert_allclose((polarizabilities[0] - polarizabilities[1]) / distance, pgt[2, 0], atol=3e-3)
+
+    by_charges = np.empty((6, 3, 3))
+    for atom in range(6):
+        for axis in range(3):
+            ends = []
+            for sign in (1, -1):
+                moved = atoms.copy()
+                moved.positions[atom, axis] += 0.5 * sign * shift
+                ends.append(mulliken_dipole(moved))
+            by_charges[atom, axis] = (ends[0] - ends[1]) / (distance / 2)
+    # without a field the forces of the two programs differ by 0.1 %
+    np.testing.assert_allclose(apt, by_charges, atol=1.5e-3)
+    plain = TbliteEngine(method="GFN1-xTB").forces(atoms, np.array(list(vectors.values())))
+    full = response_tensors(np.array(list(vectors.values())), plain).apt
+    assert full is not None
+    assert np.abs(full - apt).max() > 0.2
 
 
 @pytest.mark.slow
