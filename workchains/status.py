@@ -71,7 +71,7 @@ def campaign_status(node: orm.WorkChainNode) -> dict[str, Any]:
             for job in jobs
             if job.is_terminated and not job.is_finished_ok
         ],
-        "qualification": _qualification(node, tree),
+        "qualification": _qualification(node),
         "labels": _label_counts(tree, refinement),
         "decision": _decision(tree),
         "iterations": _iterations(refinement),
@@ -83,7 +83,7 @@ def status_line(status: dict[str, Any]) -> str:
     """Return the status in one line."""
     parts = [status["step"]]
     if status["qualification"] is not None:
-        parts.append(status["qualification"]["line"])
+        parts.append(f"qualification {status['qualification']['line'].partition(';')[0]}")
     labels = status["labels"]
     if labels["wanted"]:
         parts.append(f"labels {labels['finished']}/{labels['wanted']} snapshots")
@@ -154,12 +154,11 @@ def verdict_of(node: orm.WorkChainNode) -> orm.Dict | None:
     return node.inputs.verdict if "verdict" in node.inputs else None
 
 
-def _qualification(node: orm.WorkChainNode, tree: list[orm.ProcessNode]) -> dict[str, Any] | None:
-    """Return what the qualification says, None without one."""
+def _qualification(node: orm.WorkChainNode) -> dict[str, Any] | None:
+    """Return what the qualification says, None without one or before its verdict."""
     verdict = verdict_of(node)
     if verdict is None:
-        is_there = any(member.process_label == "QualificationWorkChain" for member in tree)
-        return {"accepted": None, "line": "qualification"} if is_there and not node.is_terminated else None
+        return None
     values = verdict.get_dict()
     keys = ("accepted", "line", "step", "eps_scf", "reasons", "objections")
     return {"pk": verdict.pk, **{key: values[key] for key in keys}}
@@ -188,14 +187,13 @@ def _label_counts(tree: list[orm.ProcessNode], refinement: orm.ProcessNode | Non
         if "report" in chain.outputs:
             finished += chain.outputs.report["n_labelled"]
             continue
-        jobs = [child for child in chain.called if isinstance(child, orm.CalcJobNode)]
-        pending = sum(len(job.inputs.field_vectors.get_list()) > 0 for job in jobs)
+        jobs = [child for child in chain.called if isinstance(child, orm.CalcJobNode | orm.WorkChainNode)]
         done = sum(
             len(job.outputs.field_forces.base.attributes.get("configuration_keys"))
             for job in jobs
             if "field_forces" in job.outputs
         )
-        finished += min(done, n_wanted) if pending else 0
+        finished += min(done, n_wanted)
     return {"wanted": wanted, "finished": finished}
 
 
