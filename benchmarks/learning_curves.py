@@ -152,6 +152,7 @@ def show(points: Sequence[Point]) -> None:
 def draw(points: Sequence[Point], path: Path) -> None:
     """Draw 1 - R^2 against the number of configurations, a panel for each system and target."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     systems = list(dict.fromkeys(p.system for p in points))
     targets = list(dict.fromkeys(p.target for p in points))
@@ -169,6 +170,11 @@ def draw(points: Sequence[Point], path: Path) -> None:
         panel.loglog(n, middle, style, marker="o", markersize=3, color=colour, label=label)
         panel.fill_between(n, [v.min() for v in lacking], [v.max() for v in lacking], color=colour, alpha=0.2, lw=0)
         panel.set_title(f"{system}, {target.upper()}", fontsize=9)
+    counts = sorted({p.size for p in points})
+    for panel in panels.flat:
+        panel.set_xticks(counts, [str(n) for n in counts])
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.yaxis.set_minor_formatter(NullFormatter())
     for panel in panels[-1]:
         panel.set_xlabel("configurations")
     for row in panels:
