@@ -274,15 +274,17 @@ def test_lepsilon_gives_all_polar_tensors_and_the_dielectric_tensor_in_one_job(
 ) -> None:
     engine = quartz_engine(family, "lepsilon")
     level = vasp_level_of_theory(engine)
-    _, node = run_get_node(
-        WorkflowFactory("mimyria_wf.vasp.tensors"),
-        code=code,
-        snapshots=extxyz(quartz),
-        targets=orm.List(["apt"]),
-        level_of_theory=orm.Dict(level),
-        **engine,
-    )
-    assert node.is_finished_ok, node.exit_message
+    settings = {"engine": "vasp", "level_of_theory": level, "targets": ["apt"], "step": STEP, "route": "tensors"}
+
+    def label() -> Any:
+        inputs = {"code": code, "snapshots": extxyz(quartz), "indices": orm.List([0]), "engine": engine}
+        inputs["settings"] = orm.Dict({**settings, "snapshots_per_job": 1, "max_concurrent": 1})
+        _, node = run_get_node(WorkflowFactory("mimyria_wf.labels"), **inputs)
+        assert node.is_finished_ok, node.exit_message
+        return node
+
+    labels = label()
+    (node,) = (child for child in labels.called if isinstance(child, orm.WorkChainNode))
     key, configuration = level_of_theory_key(level), configuration_key(quartz)
     (found,) = known_response_tensors(key, [configuration])[configuration]
     assert found.uuid == node.outputs.response_tensors.uuid
@@ -290,10 +292,13 @@ def test_lepsilon_gives_all_polar_tensors_and_the_dielectric_tensor_in_one_job(
     apt = np.stack([(known(0.01 * e) - known(-0.01 * e)) / 0.02 for e in np.eye(3)], axis=-1)
     # VASP spreads the residual of the sum rule; it prints eight decimals
     np.testing.assert_allclose(tensors_in(found, configuration).apt, apt - apt.mean(axis=0), atol=1e-7)
+    labelled = ase.io.read(io.StringIO(labels.outputs.labels.get_content("r")), format="extxyz")
+    np.testing.assert_allclose(labelled.arrays["apt"].reshape(9, 3, 3), apt - apt.mean(axis=0), atol=1e-7)
     dielectric = found.get_array("dielectric_0")
     assert np.linalg.eigvalsh(0.5 * (dielectric + dielectric.T)).min() > 1
     assert found.base.attributes.get("level_of_theory")["version"] == "6.4.3"
     assert [job.label for job in node.called if isinstance(job, orm.CalcJobNode)] == ["s000_lepsilon"]
+    assert not [child for child in label().called if isinstance(child, orm.WorkChainNode)]  # known the second time
 
 
 # ------------------------------------------------------------------------------------- failures, on runs that are ended

@@ -16,7 +16,14 @@ from aiida.plugins import CalculationFactory, WorkflowFactory
 
 from mimyria_wf.calculators.assembly import assemble_labels, take_snapshots
 from mimyria_wf.calculators.cp2k import mend_template
-from mimyria_wf.calculators.data import known_field_forces, of_one_version, points_of, read_snapshots, version_of
+from mimyria_wf.calculators.data import (
+    known_field_forces,
+    known_response_tensors,
+    of_one_version,
+    points_of,
+    read_snapshots,
+    version_of,
+)
 from mimyria_wf.cp2k_input import N_SCF_REMEDIES, parse_template
 from mimyria_wf.field_set_remedies import MAX_ROUNDS, Effort, Failure, Limits, remedy
 from mimyria_wf.finite_field import field_vectors
@@ -48,7 +55,8 @@ class LabelsWorkChain(WindowedWorkChain):
             "settings",
             valid_type=orm.Dict,
             help="engine, level_of_theory, targets, step, snapshots_per_job, max_concurrent, allowed_failures; "
-            "max_rounds (3); limits: max_wallclock_seconds and max_memory_kb up to which options may be raised",
+            "max_rounds (3); limits: max_wallclock_seconds and max_memory_kb up to which options may be raised; "
+            "route: tensors, for engines that give them without fields (VASP's LEPSILON)",
         )
         spec.input("template", valid_type=orm.SinglefileData, required=False, help="CP2K input, for engine cp2k.")
         spec.input_namespace("files", valid_type=orm.SinglefileData, dynamic=True, required=False)
@@ -142,6 +150,9 @@ class LabelsWorkChain(WindowedWorkChain):
         indices = self.inputs.indices.get_list()
         keys = {index: configuration_key(snapshots[index]) for index in indices}
         level_key = level_of_theory_key(level)
+        if self._gives_tensors():
+            made = known_response_tensors(level_key, list(keys.values()))
+            return {index: [] if keys[index] in made else [(0.0, 0.0, 0.0)] for index in indices}
         nodes = known_field_forces(level_key, list(keys.values()))
         wanted = np.array(list(field_vectors(step, targets).values()))
         preferred = self.ctx.versions[0] if self.ctx.versions else None
@@ -169,6 +180,9 @@ class LabelsWorkChain(WindowedWorkChain):
         lost = [one for one, failure in zip(self.ctx.failures, failures, strict=True) if failure not in again]
         self.ctx.given_up = [*self.ctx.given_up, *lost]
         self.ctx.effort = asdict(effort)
+
+    def _gives_tensors(self) -> bool:
+        return bool(self.inputs.settings.get("route") == "tensors")
 
     def _is_cp2k(self) -> bool:
         return bool(self.inputs.settings["engine"] == "cp2k" and "template" in self.inputs)
@@ -198,11 +212,15 @@ class LabelsWorkChain(WindowedWorkChain):
         inputs: dict[str, Any] = {
             "code": self.inputs.code,
             "snapshots": take_snapshots(self.inputs.snapshots, orm.List(entry["indices"])),
-            "field_vectors": orm.List(entry["vectors"]),
             "level_of_theory": orm.Dict(settings["level_of_theory"]),
             "metadata": job_metadata(dict(effort.options)),
         }
-        process = field_set_process(settings["engine"])
+        if self._gives_tensors():
+            process = WorkflowFactory(f"mimyria_wf.{settings['engine']}.tensors")
+            inputs["targets"] = orm.List(list(settings["targets"]))
+        else:
+            process = field_set_process(settings["engine"])
+            inputs["field_vectors"] = orm.List(entry["vectors"])
         if issubclass(process, WorkChain):  # which has no scheduler options of its own
             inputs["options"] = orm.Dict(inputs.pop("metadata").get("options", {}))
         for name in ("template", "files"):
@@ -220,7 +238,8 @@ class LabelsWorkChain(WindowedWorkChain):
         indices = self.inputs.indices.get_list()
         level = settings["level_of_theory"]
         keys = [configuration_key(snapshots[index]) for index in indices]
-        found = known_field_forces(level_of_theory_key(level), keys)
+        known = known_response_tensors if self._gives_tensors() else known_field_forces
+        found = known(level_of_theory_key(level), keys)
         nodes = {node.uuid: node for every in found.values() for node in every}
         header = {"field_step": settings["step"], "engine": settings["engine"]}
         header["level_of_theory"] = level_of_theory_key(level)[:16]
