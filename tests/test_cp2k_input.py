@@ -1,6 +1,7 @@
 """CP2K templates: parsing, fields by vector, refusals, MD."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -387,6 +388,9 @@ FORCE_EVAL:
 def test_a_template_may_be_yaml(water: Atoms) -> None:
     assert parse_template(YAML) == parse_template(DFT) == parse_input(DFT)
     assert render_field_point(YAML, water, None, "zero") == render_field_point(DFT, water, None, "zero")
+    folder = Path(__file__).parents[1] / "templates" / "cp2k"
+    ours = [parse_template((folder / f"water_pbe_szv.{suffix}").read_text()) for suffix in ("inp", "yaml")]
+    assert ours[0] == ours[1]
     # what YAML 1.1 takes for a truth value or rounds is CP2K's to read
     verbatim = parse_template("MOTION: {A: OFF, B: 1.0E-08, C: 0x1F, D: no, E: {}, F: [1, 2]}")
     assert write_input(verbatim) == write_input(
