@@ -479,3 +479,19 @@ def test_level_of_theory_is_what_decides_the_forces(family: str) -> None:
     assert vasp_level_of_theory(engine_inputs(family, kpoints={"mesh": [2, 1, 1]})) != level
     assert vasp_level_of_theory(engine_inputs(family, method="lepsilon")) != level
     assert level["potentials"]["H"]["title"] == "PAW_PBE H 01Jan2001"
+
+
+def test_package_works_without_aiida_vasp_and_says_how_to_get_it() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['aiida_vasp'] = None\n"  # as if it were not installed
+        "import mimyria_wf.workchains.vasp as workchains, mimyria_wf.calculators.vasp as calculators\n"
+        "workchains.VaspFieldSetWorkChain.spec(), workchains.VaspTensorsWorkChain.spec()\n"
+        "settings = {'incar': 'ISMEAR = 0', 'potentials': {'family': 'PBE', 'mapping': {'H': 'H'}}}\n"
+        "try:\n"
+        "    calculators.vasp_engine_inputs(settings, ['H'])\n"
+        "except calculators.EngineError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout == "engine vasp needs aiida-vasp: pip install 'mimyria_wf[vasp]'\n", done.stderr
