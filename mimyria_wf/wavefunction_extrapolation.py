@@ -36,7 +36,7 @@ _NOISE = 1e-8
 
 _HIGHEST_ORDER = 4
 
-_HELD_BACK = 2e-3
+_HELD_BACK = 5e-4
 """Share of the reference that every extrapolation keeps, see :func:`extrapolation_weights`."""
 
 _NEIGHBOUR_DISTANCE = 0.1
@@ -126,7 +126,7 @@ def extrapolation_weights(field_vectors: Array, target: Array) -> Array:
     on those of the known fields): low orders are reproduced where the known points allow it, and nothing is amplified.
 
     A guess can be too good: from one whose error is the SCF noise of the known points, steps change the energy by less
-    than its last digit, and OT was seen to wander between 1e-9 and 1e-8 for 100 steps. So 0.2 % of the change from the
+    than its last digit, and OT was seen to wander between 1e-9 and 1e-8 for 100 steps. So 0.05 % of the change from the
     first known point is held back, a smooth error of second-order size that OT takes out in two or three steps.
 
     Args:

@@ -143,7 +143,7 @@ def test_weights_are_those_of_the_taylor_series(
     known: list[np.ndarray], target: np.ndarray, weights: list[float]
 ) -> None:
     found = extrapolation_weights(5e-4 * np.array(known), 5e-4 * target)
-    np.testing.assert_allclose(found, weights, rtol=0, atol=1e-2)  # what is held back
+    np.testing.assert_allclose(found, weights, rtol=0, atol=3e-3)  # what is held back
 
 
 def test_more_points_never_amplify_the_errors_of_the_scf() -> None:
@@ -316,7 +316,7 @@ def test_a_guess_is_never_as_good_as_the_noise() -> None:
     vectors = np.array(list(field_vectors(5e-4, ["pgt"]).values()))[:12]
     target = -5e-4 * (Y + Z)
     left = target - extrapolation_weights(vectors, target) @ vectors
-    np.testing.assert_allclose(left, 2e-3 * target, atol=1e-4 * 5e-4)
+    np.testing.assert_allclose(left, 5e-4 * target, atol=1e-4 * 5e-4)
 
 
 def test_neighbours_are_the_same_atoms_a_little_moved() -> None:
