@@ -76,8 +76,9 @@ def test_templates_are_valid_input(path: Path, tmp_path: Path) -> None:
         nvt = NvtSettings(temperature=300, timestep=0.5, n_steps=10, friction=0.02, seed=1, thermostat="csvr")
         inputs = {"md.inp": render_md(text, atoms, nvt, "md")}
     else:
-        atoms = atoms[5:] if "water" in path.stem else atoms
-        atoms.info["charge"] = 0 if "water" in path.stem else -2
+        atoms = atoms if "sulfate" in path.stem else atoms[5:]
+        atoms.info["charge"] = -2 if "sulfate" in path.stem else 0
+        atoms.pbc = "cluster" not in path.stem
         inputs = render_field_set(text, atoms, {"+x": np.array([1e-3, 0, 0])})
     for name, rendered in inputs.items():
         (tmp_path / name).write_text(rendered)
@@ -137,34 +138,7 @@ def test_recorded_forces_are_reproduced(tmp_path: Path, reference_data: Path) ->
     np.testing.assert_allclose(column[1], [0.44229, -0.10645, -0.05557], atol=5e-5)
 
 
-XTB = """
-&FORCE_EVAL
-  METHOD Quickstep
-  &DFT
-    &POISSON
-      PERIODIC NONE
-      PSOLVER MT
-    &END POISSON
-    &QS
-      METHOD XTB
-      EPS_DEFAULT 1e-14
-      &XTB
-        DO_EWALD F
-        CHECK_ATOMIC_CHARGES F
-      &END XTB
-    &END QS
-    &SCF
-      EPS_SCF 1e-9
-      SCF_GUESS MOPAC
-      MAX_SCF 100
-      &OT
-        PRECONDITIONER FULL_SINGLE_INVERSE
-        MINIMIZER DIIS
-      &END OT
-    &END SCF
-  &END DFT
-&END FORCE_EVAL
-"""
+XTB = (TEMPLATES / "cluster_gfn1_xtb.inp").read_text()
 
 
 def water_dimer() -> Atoms:
