@@ -87,8 +87,8 @@ PAPER_FIELD_STEP = 5e-4
 DEFAULT_SNAPSHOTS_PER_JOB: Mapping[str, int] = {"tblite": 20}
 ENGINES = ("tblite", "cp2k", "vasp")
 """Label engines with keys of their own in a campaign file; others are known by name and take `labels.settings`."""
-QUALIFIED_ENGINES = ("cp2k", "vasp")
-"""Engines that a campaign qualifies unless it is told not to: one of their labels takes minutes, not milliseconds."""
+THRESHOLD_ENGINES = ("cp2k", "vasp")
+"""Engines whose SCF threshold a campaign may set beside their template."""
 
 
 class Section(BaseModel):
@@ -652,7 +652,7 @@ class Labels(Section):
             for key in sorted(keys):
                 if self.engine != engine and getattr(self, key):
                     raise wrong(key, f"is for engine: {engine}", "remove it or change the engine")
-        if self.scf_threshold is not None and self.engine not in QUALIFIED_ENGINES:
+        if self.scf_threshold is not None and self.engine not in THRESHOLD_ENGINES:
             raise wrong(
                 "scf_threshold",
                 "is for engine: cp2k and engine: vasp",
@@ -732,8 +732,9 @@ class QualificationTolerances(Section):
 class QualificationSection(Section):
     """Whether field step and SCF threshold give sound labels, tried on a snapshot before anything else is spent.
 
-    `true` and `{}` stand for the defaults, `false` switches it off. Without this section, a short one runs for `cp2k`
-    and `vasp`: two field steps at the level of theory as it is, and the APT of one atom from displacements.
+    `true` and `{}` stand for the defaults, `false` switches it off. Without this section, a short one runs for
+    every engine but `tblite`: two field steps at the level of theory as it is, and the APT of one atom from
+    displacements.
     """
 
     run: Bool = Field(True, description="Whether to qualify at all.")
@@ -760,7 +761,7 @@ class QualificationSection(Section):
     atoms: tuple[Index, ...] | None = Field(
         None,
         description="Atoms of the first snapshot, counted from 0, whose tensors are computed from displacements too "
-        "(default: the first one; with engines of other packages none).",
+        "(default: the first one), as far as the engine gives dipoles. This alone sees a wrong sign or unit.",
     )
     spatial_targets: tuple[Target, ...] = Field(
         ("apt",),
@@ -1223,7 +1224,7 @@ class Campaign(Section):
     qualification: QualificationSection | None = Field(
         None,
         description="Trial of the labels' level of theory before anything is spent, `false` for none. By default a "
-        "short one for `cp2k` and `vasp`.",
+        "short one, but none for `tblite`.",
     )
     training: Training | None = Field(None, description="The networks. Needed with `labels:`.")
     models: Models | None = Field(
@@ -1397,12 +1398,15 @@ class Campaign(Section):
 
     @property
     def is_qualified(self) -> bool:
-        """Whether the labels' level of theory is tried before anything is spent."""
+        """Whether the labels' level of theory is tried before anything is spent.
+
+        tblite's is not unless asked for: its labels take milliseconds, and its default settings are known to be sound.
+        """
         if self.labels is None or self.labels.engine is None:
             return False
         if self.qualification is not None:
             return self.qualification.run
-        return self.labels.engine in QUALIFIED_ENGINES and not self.labels.gives_tensors
+        return self.labels.engine != "tblite" and not self.labels.gives_tensors
 
     @property
     def steps_run(self) -> tuple[Step, ...]:
@@ -1499,7 +1503,7 @@ class Campaign(Section):
         atoms = section.atoms
         if atoms is None:
             has_dipoles = labels.vasp is None or labels.vasp.method == "finite-field"
-            atoms = (0,) if labels.engine in ENGINES and has_dipoles else ()
+            atoms = (0,) if has_dipoles else ()
         return QualificationSettings(
             steps=tuple(sorted(steps)),
             step=None if labels.field_step_au == "auto" else labels.field_step,

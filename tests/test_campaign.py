@@ -1297,17 +1297,17 @@ def test_incar_is_a_file_or_its_tags(tmp_path: Path) -> None:
 
 
 def test_an_engine_of_another_package_is_known_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What the entry points name is an engine, with settings of its own and no qualification unless asked for."""
+    """What the entry points name is an engine with settings of its own, which is tried before it is trusted."""
     monkeypatch.setattr("mimyria_wf.campaign.label_engines", lambda: ("tblite", "cp2k", "vasp", "springs"))
     text = with_labels("  engine: springs\n  settings: {stiffness: 3.0}\n")
     campaign = parse_campaign(text, directory=tmp_path)
     assert campaign.labels is not None
     assert campaign.labels.settings == {"stiffness": 3.0}
     assert campaign.labels.field_step == 5e-4
-    assert not campaign.is_qualified
+    assert campaign.is_qualified
     assert campaign.scf_threshold() is None
-    settings = parse_campaign(text + "qualification: true\n", directory=tmp_path).qualification_settings()
-    assert (settings.atoms, settings.thresholds) == ((), ())
+    settings = campaign.qualification_settings()
+    assert (settings.atoms, settings.thresholds, settings.polarizability) == ((0,), (), "none")
     with pytest.raises(CampaignError, match="is for engine: tblite"):
         parse_campaign(text.replace("settings: {stiffness: 3.0}", "accuracy: 0.1"))
 

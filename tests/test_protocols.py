@@ -25,6 +25,7 @@ from mimyria_wf.calculators.spectra import spectra_flags
 from mimyria_wf.calculators.vasp import vasp_level_of_theory
 from mimyria_wf.campaign import Campaign
 from mimyria_wf.cli import build_parser
+from mimyria_wf.cp2k_input import eps_scf
 from mimyria_wf.errors import CampaignError
 from mimyria_wf.group_schema import read_group_scheme
 from mimyria_wf.labels import configuration_key, level_of_theory_key
@@ -186,6 +187,15 @@ def test_what_the_qualification_chooses_is_left_open(programs: None, tmp_path: P
     for job in jobs:
         level = template_level_of_theory(job.inputs.template.get_content("r"), {})
         assert level == job.inputs.level_of_theory.get_dict()
+    # what it chooses is what the labels get
+    chain = instantiate_process(get_manager().get_runner(), CampaignWorkChain, **inputs)
+    chain.ctx.verdict = orm.Dict({"step": 1e-3, "eps_scf": 1e-9}).store()
+    chosen = chain._qualified(inputs["refinement"]["labels"])
+    settings = chosen["settings"].get_dict()
+    assert (settings["step"], settings["threshold"], settings["engine"]) == (1e-3, 1e-9, "cp2k")
+    assert eps_scf(chosen["template"].get_content("r")) == 1e-9
+    assert settings["level_of_theory"] == template_level_of_theory(chosen["template"].get_content("r"), {})
+    assert level_of_theory_key(settings["level_of_theory"]) in levels  # the points that led to it serve the labels
 
 
 def test_vasp_labels_take_incar_kpoints_and_potentials(programs: None, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from mimyria_wf.calculators.qualification import (
     varied_level,
 )
 from mimyria_wf.campaign_check import POINTS_PER_JOB
+from mimyria_wf.finite_field import point_name
 from mimyria_wf.labels import level_of_theory_key
 from mimyria_wf.qualification import Task
+from mimyria_wf.response import Array
 from mimyria_wf.workchains.labels import field_set_process
 from mimyria_wf.workchains.windowed import WindowedWorkChain, job_metadata, reason
 
@@ -94,10 +96,7 @@ class QualificationWorkChain(WindowedWorkChain):
         limit = POINTS_PER_JOB * self.inputs.settings["snapshots_per_job"]
         bundles: dict[tuple[Any, ...], list[str]] = {}
         for task, known in zip(tasks, known_points(tasks, self._level_keys(tasks)), strict=True):
-            vectors = known.missing(task)
-            n_parts = -(-len(vectors) // limit)
-            for part in range(n_parts):
-                own = vectors[part * len(vectors) // n_parts : (part + 1) * len(vectors) // n_parts]
+            for own in parts(known.missing(task), limit):
                 rows = tuple(tuple(float(x) for x in vector) for vector in own)
                 bundles.setdefault((_variation_name(task), rows), []).append(task.name)
         self.ctx.queue = []
@@ -166,6 +165,21 @@ class QualificationWorkChain(WindowedWorkChain):
             return self.exit_codes.ERROR_REFUSED.format(detail="; ".join([*verdict["reasons"], *problems[:1]]))
         self.report(verdict["line"])
         return None
+
+
+def parts(vectors: Array, limit: int) -> list[list[Array]]:
+    """Return field vectors (n, 3) in lists of at most `limit`, for a job each.
+
+    Programs name their runs by the direction of the field, so that a list must not hold one direction twice.
+    """
+    found: list[dict[str, Array]] = []
+    for vector in vectors:
+        name = point_name(vector)
+        part = next((part for part in found if name not in part and len(part) < limit), None)
+        if part is None:
+            found.append(part := {})
+        part[name] = vector
+    return [list(part.values()) for part in found]
 
 
 def _variation_name(task: Task) -> str:
