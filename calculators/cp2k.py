@@ -33,6 +33,7 @@ from mimyria_wf.cp2k_input import (
     write_input,
 )
 from mimyria_wf.cp2k_output import killer, read_field_results, read_run
+from mimyria_wf.errors import LabelError
 from mimyria_wf.finite_field import point_name
 from mimyria_wf.labels import configuration_key, level_of_theory_key
 from mimyria_wf.md import NveSettings, NvtSettings
@@ -370,8 +371,11 @@ class _LazyTexts(dict):  # type: ignore[type-arg]
 
 
 def named_vectors(vectors: list[list[float]]) -> dict[str, np.ndarray]:
-    """Return field vectors [E_h/(e a0)] by name."""
-    return {point_name(np.array(vector)): np.array(vector, dtype=float) for vector in vectors}
+    """Return field vectors [E_h/(e a0)] by name, which tells directions apart but not lengths."""
+    named = {point_name(np.array(vector)): np.array(vector, dtype=float) for vector in vectors}
+    if len(named) < len(vectors):
+        raise LabelError("a job of CP2K takes fields of one length in each direction: make a job for each field step")
+    return named
 
 
 def project_names(number: int) -> Any:
