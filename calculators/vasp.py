@@ -27,7 +27,7 @@ from mimyria_wf.calculators.data import (
 from mimyria_wf.campaign import Kpoints as KpointsRule
 from mimyria_wf.errors import CampaignError, EngineError, MimyriaError
 from mimyria_wf.finite_field import point_name
-from mimyria_wf.labels import configuration_key, level_of_theory_key, total_charge
+from mimyria_wf.labels import configuration_key, level_of_theory_key
 from mimyria_wf.units import HARTREE_PER_BOHR
 from mimyria_wf.vasp_fields import lepsilon_labels, read_lcalceps_run, read_lcalceps_set
 from mimyria_wf.vasp_input import ZERO_FIELD, LcalcepsRun, lcalceps_runs, point_directory, sorted_atoms
@@ -329,7 +329,7 @@ class _Texts(Mapping[str, str]):
 
 def read_zero_field(folder: orm.FolderData, atoms: ase.Atoms) -> VaspFieldSet:
     """Return what the run without a field says."""
-    return read_field_points(_Texts({"zero": folder}), {ZERO_FIELD: np.zeros(3)}, sorted_atoms(atoms)[1])
+    return read_field_points(_Texts({"zero": folder}), {ZERO_FIELD: np.zeros(3)}, atoms=atoms)
 
 
 @contextmanager
@@ -350,7 +350,7 @@ def _read_fields(
     ordered, order = sorted_atoms(atoms)
     labels = {point_directory(name): run_label(number, point_directory(name)) for name in fields}
     folders = {folder: runs[label] for folder, label in labels.items() if label in runs}
-    found = read_field_points(_Texts(folders), fields, order, charge=total_charge(atoms))
+    found = read_field_points(_Texts(folders), fields, atoms=atoms)
     forces, problems, causes = found.forces.copy(), list(found.problems), list(found.causes)
     if method == "lcalceps":
         rows = [row for row, vector in enumerate(fields.values()) if vector.any()]

@@ -12,7 +12,6 @@ import numpy as np
 
 from mimyria_wf.errors import CampaignError, EngineError
 from mimyria_wf.field_engine import FieldResults
-from mimyria_wf.labels import total_charge
 from mimyria_wf.program_engine import PROGRAM_SETTINGS, ZERO_FIELD, ProgramEngine, ProgramRun, check_settings
 from mimyria_wf.response import Array
 from mimyria_wf.vasp_input import (
@@ -21,7 +20,6 @@ from mimyria_wf.vasp_input import (
     check_vasp_template,
     point_directories,
     render_field_set,
-    sorted_atoms,
 )
 from mimyria_wf.vasp_run import read_field_points, read_vasp_run
 
@@ -143,9 +141,7 @@ class VaspEngine(ProgramEngine):
 
     def read(self, folder: Path, atoms: ase.Atoms, vectors: Mapping[str, Array]) -> FieldResults:
         """Read OUTCAR and vasprun.xml of each point."""
-        found = read_field_points(
-            folder, vectors, sorted_atoms(atoms)[1], n_atoms=len(atoms), charge=total_charge(atoms)
-        )
+        found = read_field_points(folder, vectors, atoms=atoms)
         self._version = found.version if found.version != "unknown" else self._version
         return FieldResults(
             field_vectors=np.array(list(vectors.values())),

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ase
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mimyria_wf.errors import EngineError
+from mimyria_wf.labels import total_charge
 from mimyria_wf.units import BOHR, HARTREE_PER_BOHR
-from mimyria_wf.vasp_input import ZERO_FIELD, check_field_against_gap, point_directories, restored
+from mimyria_wf.vasp_input import ZERO_FIELD, check_field_against_gap, point_directories, restored, sorted_atoms
 
 Array = NDArray[Any]
 
@@ -57,6 +59,7 @@ class VaspRun:
         divisions: of the mesh, None of a list.
         cell: (3, 3) rows [A].
         symbols: of the atoms in the order of POSCAR.
+        positions: (n_atoms, 3) in the order of POSCAR [A], None where vasprun.xml has none.
         warnings: VASP's, one line each.
         seconds: wall time.
     """
@@ -76,6 +79,7 @@ class VaspRun:
     divisions: tuple[int, int, int] | None
     cell: Array
     symbols: tuple[str, ...]
+    positions: Array | None
     warnings: tuple[str, ...]
     seconds: float
 
@@ -152,6 +156,7 @@ def read_vasp_run(source: Source, folder: str = "") -> VaspRun:
         raise EngineError(f"vasprun.xml: {len(forces)} forces for {len(symbols)} atoms; the file is damaged")
     if not np.isfinite(forces).all():
         raise EngineError("vasprun.xml: forces hold NaN or infinity")
+    fractions = _last_array(root, "positions")
     gap, is_metallic = _gap(root, outcar)
     field, resolution = _echoed_field(root, outcar)
     seconds = re.search(r"Elapsed time \(sec\):\s*(\S+)", outcar)
@@ -173,6 +178,7 @@ def read_vasp_run(source: Source, folder: str = "") -> VaspRun:
         divisions=None if divisions is None else _three(divisions),
         cell=np.zeros((3, 3)) if cell is None else cell,
         symbols=symbols,
+        positions=None if fractions is None or cell is None else fractions @ cell,
         warnings=_warnings(outcar),
         seconds=float(seconds[1]) if seconds else float("nan"),
     )
@@ -326,7 +332,10 @@ class VaspFieldSet:
         return np.array([not problem for problem in self.problems], dtype=bool)
 
 
+_SAME_STRUCTURE = 1e-4
+"""Largest difference between a run's structure and its snapshot [A]; vasprun.xml prints 1e-8."""
 _CAUSES = (
+    ("not the run of this snapshot", "damaged"),
     ("neither OUTCAR", "missing"),
     ("no OUTCAR", "missing"),
     ("no vasprun.xml", "missing"),
@@ -344,6 +353,7 @@ def read_field_points(
     vectors: Mapping[str, ArrayLike],
     order: NDArray[np.int64] | None = None,
     *,
+    atoms: ase.Atoms | None = None,
     n_atoms: int | None = None,
     charge: float | None = None,
 ) -> VaspFieldSet:
@@ -353,10 +363,16 @@ def read_field_points(
         source: directory with a folder for each point, or ``folder/file`` -> text.
         vectors: point name -> (3,) field [E_h/(e a0)].
         order: of POSCAR's atoms in the snapshot, from ``vasp_input.sorted_atoms``; None: they are the same.
+        atoms: the snapshot, which gives order, number of atoms and charge; runs of other species, another cell or other
+            positions are refused. Sum rules cannot tell them apart.
         n_atoms: expected number of atoms; default that of ``order`` or of the first readable point.
         charge: total charge [e]; with it, forces whose sum is not that of the field's pull are refused.
     """
     folders = point_directories(list(vectors))
+    poscar = None
+    if atoms is not None:
+        poscar, order = sorted_atoms(atoms)
+        charge = total_charge(atoms) if charge is None else charge
     if n_atoms is None and order is not None:
         n_atoms = len(order)
     runs: dict[str, VaspRun | None] = {}
@@ -372,6 +388,8 @@ def read_field_points(
         n_atoms = len(run.forces) if n_atoms is None else n_atoms
         if len(run.forces) != n_atoms:
             problem = f"{len(run.forces)} atoms in the forces, expected {n_atoms}"
+        elif poscar is not None and (other := _difference(run, poscar)):
+            problem = f"not the run of this snapshot: {other}"
         elif not np.allclose(run.field, wanted, rtol=0, atol=0.6 * run.field_resolution + 1e-6 * np.abs(wanted).max()):
             given, asked = ((v * HARTREE_PER_BOHR).round(8).tolist() for v in (run.field, wanted))
             problem = f"ran in the field EFIELD_PEAD = {given}, expected {asked} eV/A"
@@ -384,6 +402,23 @@ def read_field_points(
     if zero is not None and not problems[ZERO_FIELD]:
         _check_against_zero(zero, runs, problems, vectors, charge)
     return _collected(vectors, runs, problems, folders, order, n_atoms or 0)
+
+
+def _difference(run: VaspRun, poscar: ase.Atoms) -> str:
+    """Return what a run has other than the snapshot in the order of POSCAR, "" if nothing."""
+    expected = tuple(poscar.get_chemical_symbols())
+    if run.symbols != expected:
+        first = next(k for k, pair in enumerate(zip(run.symbols, expected)) if pair[0] != pair[1])
+        return f"its atom {first} of POSCAR is {run.symbols[first]}, expected {expected[first]}"
+    off = float(np.abs(run.cell - poscar.cell[:]).max())
+    if off > _SAME_STRUCTURE:
+        return f"its cell is off by {off:.2g} A"
+    if run.positions is not None:
+        fractions = (run.positions - poscar.positions) @ np.linalg.inv(run.cell)
+        moved = float(np.abs((fractions - np.round(fractions)) @ run.cell).max())
+        if moved > _SAME_STRUCTURE:
+            return f"its atoms are up to {moved:.2g} A away"
+    return ""
 
 
 def _check_against_zero(
@@ -460,9 +495,10 @@ def read_field_set(
     vectors: Mapping[str, ArrayLike],
     order: NDArray[np.int64] | None = None,
     *,
+    atoms: ase.Atoms | None = None,
     n_atoms: int | None = None,
     charge: float | None = None,
 ) -> tuple[Array, list[str]]:
     """Return forces and problems of :func:`read_field_points`, as ``cp2k_output.read_field_set`` does."""
-    found = read_field_points(source, vectors, order, n_atoms=n_atoms, charge=charge)
+    found = read_field_points(source, vectors, order, atoms=atoms, n_atoms=n_atoms, charge=charge)
     return found.forces, list(found.problems)

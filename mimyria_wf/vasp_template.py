@@ -31,6 +31,11 @@ _OUTPUT = ("SYSTEM", "NWRITE", "LORBIT", "LVTOT", "LVHAR", "LELF", "NEDOS", "EMI
 NOT_THEORY = REPLACED | {*_PERFORMANCE, *_ITERATION, *_OUTPUT}
 """Tags that decide how a run gets there and what it writes, not what comes out of a converged one."""
 
+_SELF_CONSISTENT = {
+    *("normal", "veryfast", "fast", "conjugate", "all", "damped"),
+    *("n", "v", "f", "c", "a", "d"),
+}
+_SELF_CONSISTENT_NUMBERS = {38, 44, 46, 48, 53, 54, 55, 56, 57, 58}
 _OWNED = {
     "EFIELD_PEAD": "the field comes from the label's step",
     "EFIELD": "it is a saw-tooth potential of the opposite sign; fields come from the label's step",
@@ -444,7 +449,13 @@ def check_vasp_template(
         raise CampaignError("INCAR: ICHARG >= 10 keeps the charge density fixed, so it would not respond to a field")
     if template.is_on("LNONCOLLINEAR") or template.is_on("LSORBIT"):
         raise CampaignError("INCAR: fields with non-collinear spins are untested here; remove LNONCOLLINEAR, LSORBIT")
+    _check_iteration(template)
     _check_structure(template, atoms)
+    if method == "lepsilon" and total_charge(atoms):
+        raise CampaignError(
+            f"LEPSILON spreads the residual of the sum rule over the atoms, which in a cell of charge "
+            f"{total_charge(atoms):+d} takes Q/N off every APT: use method finite-field or lcalceps"
+        )
     warnings = _check_smearing(template, method)
     warnings += _check_charge_and_spin(template, atoms)
     if method == "lepsilon" and (template.is_on("LHFCALC") or "METAGGA" in template.incar):
@@ -469,6 +480,19 @@ def check_vasp_template(
             if line:
                 warnings.append(f"{line}; take a smaller step")
     return warnings
+
+
+def _check_iteration(template: VaspTemplate) -> None:
+    """Refuse algorithms that do not iterate to self-consistency: the density would not respond to the field."""
+    algorithm = template.incar.get("ALGO", "Normal").strip().lower().replace("_", "")
+    if algorithm not in _SELF_CONSISTENT:
+        raise CampaignError(
+            f"INCAR: ALGO = {template.incar['ALGO']} does not iterate to self-consistency; use Normal, Fast or All"
+        )
+    if "IALGO" in template.incar and int(template.number("IALGO", 38)) not in _SELF_CONSISTENT_NUMBERS:
+        raise CampaignError(
+            f"INCAR: IALGO = {template.incar['IALGO']} does not iterate to self-consistency; use ALGO = Normal"
+        )
 
 
 def _check_smearing(template: VaspTemplate, method: VaspMethod) -> list[str]:

@@ -239,6 +239,9 @@ class TestRefusals:
             ({"KSPACING": 0.3}, "remove KSPACING"),
             ({"NSW": 10}, "NSW = 10; labels are single points"),
             ({"ICHARG": 11}, "ICHARG >= 10"),
+            ({"ALGO": "None"}, "does not iterate to self-consistency"),
+            ({"ALGO": "Eigenval"}, "does not iterate to self-consistency"),
+            ({"IALGO": 2}, "does not iterate to self-consistency"),
             ({"ISMEAR": 1}, "ISMEAR = 1 is for metals"),
             ({"ISMEAR": -5}, "ISMEAR = -5 needs four k-points"),
             ({"SIGMA": 0.5}, "SIGMA = 0.5 eV is for metals"),
@@ -298,6 +301,10 @@ class TestRefusals:
             check_vasp_template(template(), mixed, ["apt", "pgt"], "lepsilon")
         with pytest.raises(CampaignError, match="LEPSILON has no hybrid functionals"):
             check_vasp_template(template(LHFCALC=True), mixed, ["apt"], "lepsilon")
+        charged = mixed.copy()
+        charged.info["charge"] = 1
+        with pytest.raises(CampaignError, match=r"charge \+1 takes Q/N off every APT"):
+            check_vasp_template(template(), charged, ["apt"], "lepsilon")
         with pytest.raises(CampaignError, match="VASP method must be one of"):
             check_vasp_template(template(), mixed, ["apt"], "dfpt")
 

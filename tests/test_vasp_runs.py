@@ -480,6 +480,26 @@ class TestFailures:
             read_field_points(texts, vectors).forces, read_field_points(finite_field, vectors).forces
         )
 
+    def test_run_of_another_snapshot(self, water, finite_field):
+        """Sum rules, net force and the length of the field say nothing of a permutation."""
+        vectors = field_vectors(STEP, ["apt"])
+        assert read_field_points(finite_field, vectors, atoms=water).problems == ("",) * 6
+        other = {"species": water.copy(), "cell": water.copy(), "positions": water.copy()}
+        other["species"].numbers[np.flatnonzero(water.numbers == 1)[0]] = 9
+        other["cell"].cell[0, 0] += 0.01
+        other["positions"].positions[1, 2] += 0.01
+        for name, word in (
+            ("species", "of POSCAR is"),
+            ("cell", "cell is off"),
+            ("positions", "atoms are up to 0.01 A"),
+        ):
+            found = read_field_points(finite_field, vectors, atoms=other[name])
+            assert not found.valid.any()
+            assert all("not the run of this snapshot" in line and word in line for line in found.problems)
+        wrapped = water.copy()
+        wrapped.positions[0] += wrapped.cell[0]
+        assert read_field_points(finite_field, vectors, atoms=wrapped).valid.all()
+
 
 def test_coarse_echo_of_outcar(copied):
     """Without EFIELD_PEAD in vasprun.xml the echo has four decimals, which tells 0.0257 from 0.0256."""
