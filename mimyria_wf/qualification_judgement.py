@@ -533,6 +533,14 @@ def _reasons(
         reasons.append(
             f"{at_threshold(nearest.threshold)} is too loose at h = {nearest.step:g}: {nearest.objections[0]}"
         )
+        pgt = nearest.pgt
+        if pgt is not None and pgt.noise is not None and nearest.step < best.step:
+            there = pgt.noise * (nearest.step / best.step) ** 2
+            if there <= settings.tolerances.pgt:
+                reasons.append(
+                    f"{at_threshold(nearest.threshold)} may do at h = {best.step:g}, which was not screened: noise "
+                    f"falls with the square of the step, to {_percent(there)} of the PGT's spread"
+                )
     if same_threshold(best.threshold, settings.tightest):
         reasons.append("no tighter threshold was run: its error is judged from the plateau alone")
     for target, trend in trends.items():

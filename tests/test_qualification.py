@@ -210,6 +210,14 @@ def test_the_u_shape_decides() -> None:
     assert verdict.line.startswith(f"accepted: h = {verdict.step:g} E_h/(e a0) at EPS_SCF {verdict.eps_scf:g}")
 
 
+def test_a_looser_threshold_at_a_larger_step_is_pointed_at() -> None:
+    settings = QualificationSettings(steps=(5e-4, 1e-3, 2e-3), step=5e-4, thresholds=(3e-9, 1e-9), cross_points=False)
+    verdict = _verdict(AnalyticEngine(), settings)
+    assert (verdict.step, verdict.eps_scf) == (1e-3, 1e-9)
+    assert any("EPS_SCF 3e-09 may do at h = 0.001, which was not screened" in reason for reason in verdict.reasons)
+    assert "was not screened" in verdict.objections(1e-3, 3e-9)[0]
+
+
 def test_a_loose_engine_is_refused_and_says_why() -> None:
     settings = QualificationSettings(thresholds=(1e-7,))
     verdict = _verdict(AnalyticEngine(noise=3.0), settings)
