@@ -164,5 +164,5 @@ def test_every_process_and_parser_has_an_entry_point() -> None:
                 if is_process and not node.name.startswith("_"):
                     value = f"mimyria_wf.{part}.{path.stem}:{node.name}"
                     bases = ("RepeatableCalculation", "ConsoleCalculation", "WindowedWorkChain", "VaspWorkChain")
-                        is_base = node.name in bases
+                    is_base = node.name in bases
                     assert is_base or value in values, f"{value} has no entry point"
