@@ -26,17 +26,15 @@ from mimyria_wf.calculators.md import NvtParser, flags
 from mimyria_wf.calculators.tblite import define_field_set
 from mimyria_wf.cp2k_input import (
     parse_template,
-    point_project,
     remedied_template,
     render_field_set,
     render_md,
     write_input,
 )
 from mimyria_wf.cp2k_output import killer, read_field_results, read_run
-from mimyria_wf.errors import LabelError
-from mimyria_wf.finite_field import point_name
 from mimyria_wf.labels import configuration_key, level_of_theory_key
 from mimyria_wf.md import NveSettings, NvtSettings
+from mimyria_wf.program_engine import file_name, named_points
 from mimyria_wf.starts import read_starts
 from mimyria_wf.wavefunction_extrapolation import extrapolating_inputs
 
@@ -253,6 +251,12 @@ class Cp2kFieldSetCalculation(RepeatableCalculation):
             required=False,
             help="mimyria-wf on the same computer: extrapolates the wavefunctions that field points start from.",
         )
+        spec.input(
+            "scf_settings",
+            valid_type=orm.Int,
+            required=False,
+            help="Step of the ladder of SCF settings, for the record.",
+        )
         define_field_set(spec)
         _define_template(spec)
         spec.inputs["metadata"]["options"]["resources"].default = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
@@ -327,7 +331,7 @@ class Cp2kFieldSetParser(Parser):
             np.array(kept["forces"]),
             np.array(kept["snapshot"]),
             keys,
-            {**level, "version": version},
+            {**level, "version": version, **self._scf_settings()},
             level_of_theory_key(level),
             dipoles=np.array(kept["dipoles"]),
             dipole_quanta=np.array(quanta),
@@ -337,6 +341,11 @@ class Cp2kFieldSetParser(Parser):
         if failed:
             return self.exit_codes.ERROR_SOME_POINTS.format(n=len(failed), total=total, detail=problems[0])
         return None
+
+    def _scf_settings(self) -> dict[str, int]:
+        """Return in which way the points were converged, where it was not the template's own."""
+        inputs = self.node.inputs
+        return {"scf_settings": inputs.scf_settings.value} if "scf_settings" in inputs else {}
 
     def _killed_by(self, texts: _LazyTexts) -> str:
         """Return why the scheduler ended the job, "" where nothing says that it did.
@@ -371,16 +380,13 @@ class _LazyTexts(dict):  # type: ignore[type-arg]
 
 
 def named_vectors(vectors: list[list[float]]) -> dict[str, np.ndarray]:
-    """Return field vectors [E_h/(e a0)] by name, which tells directions apart but not lengths."""
-    named = {point_name(np.array(vector)): np.array(vector, dtype=float) for vector in vectors}
-    if len(named) < len(vectors):
-        raise LabelError("a job of CP2K takes fields of one length in each direction: make a job for each field step")
-    return named
+    """Return field vectors [E_h/(e a0)] by name; a direction that comes with several lengths is numbered."""
+    return named_points(np.array(vectors, dtype=float).reshape(-1, 3))
 
 
 def project_names(number: int) -> Any:
     """Return the function that names the CP2K projects of one snapshot's points."""
-    return lambda name: f"s{number:03d}-{point_project(name)}"
+    return lambda name: f"s{number:03d}-{file_name(name)}"
 
 
 @calcfunction

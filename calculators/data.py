@@ -133,9 +133,19 @@ def known_field_forces(level_of_theory_key: str, configuration_keys: Sequence[st
 
 
 def version_of(node: orm.ArrayData) -> str:
-    """Return the version of the program that computed a node's forces, "" where it is not recorded."""
+    """Return the version of the program that computed a node's forces, "" where it is not recorded.
+
+    Where the SCF was brought to converge with other settings, that is said behind it: what is left below the threshold
+    depends on them.
+    """
     level: dict[str, Any] = node.base.attributes.get("level_of_theory", {})
-    return str(level.get("version") or "")
+    version, step = str(level.get("version") or ""), scf_settings_of(node)
+    return f"{version}, SCF settings {step}" if step else version
+
+
+def scf_settings_of(node: orm.ArrayData) -> int:
+    """Return the step of the ladder of SCF settings that a node's forces were computed with, 0 for the template's."""
+    return int(node.base.attributes.get("level_of_theory", {}).get("scf_settings") or 0)
 
 
 def of_one_version(

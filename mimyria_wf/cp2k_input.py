@@ -27,15 +27,37 @@ ZERO_FIELD = "0"
 LOOSEST_EPS_SCF = 1e-7
 """Above it a PGT is not usable: PGT_xx was off by 218 % at 1e-6, by 1.8 % at 1e-7 (PBE/SZV water, against 1e-8)."""
 
+LOWEST_CUTOFF = 100
+"""Below it no plane-wave grid carries the density of a GTH potential's valence electrons [Ry]."""
+
+LOOSEST_EPS_DEFAULT = 1e-10
+"""CP2K's own default; an APT divides forces by a field of 1e-3, a PGT by its square."""
+
+ZERO_FIELD_SCF = 0.1
+"""The zero-field point converges to this share of EPS_SCF: it starts cold and ends as soon as it may, all others start
+from good wavefunctions and end an order deeper, and it enters a PGT as -2 F(0)/h^2. Seen (water, EPS_SCF 1e-8, step
+5e-4): PGT off by 0.035 e^2 a0/E_h, with a tenth of the threshold at this one point by 0.003."""
+
+_TIGHTEST_EPS_SCF = 1e-10
+"""Nearer to zero the gradient of OT is round-off."""
+
 _ROUNDED_VELOCITY = 1e-10 * BOHR_PER_AU_TIME
 """Rounding of CP2K's velocity files (ten decimals in a0/au_t) [A/fs]."""
 
 _ALIASES = {
-    "PROJECT": ("PROJECT", "PROJECT_NAME"),
+    "ELEMENT": ("ELEMENT", "ELEMENT_SYMBOL"),
+    "LINESEARCH": ("LINESEARCH", "LINE_SEARCH"),
+    "MASS": ("MASS", "ATOMIC_MASS", "ATOMIC_WEIGHT", "WEIGHT"),
     "MULTIPLICITY": ("MULTIPLICITY", "MULTIP"),
-    "WFN_RESTART_FILE_NAME": ("WFN_RESTART_FILE_NAME", "RESTART_FILE_NAME"),
+    "NBROYDEN": ("NBROYDEN", "NBUFFER", "NPULAY", "NMULTISECANT"),
     "POTENTIAL": ("POTENTIAL", "POT"),
+    "PRINT_LEVEL": ("PRINT_LEVEL", "IOLEVEL"),
+    "PROJECT": ("PROJECT", "PROJECT_NAME"),
+    "SURFACE_DIPOLE_CORRECTION": ("SURFACE_DIPOLE_CORRECTION", "SURFACE_DIPOLE", "SURF_DIP"),
+    "WALLTIME": ("WALLTIME", "WALLTI"),
+    "WFN_RESTART_FILE_NAME": ("WFN_RESTART_FILE_NAME", "RESTART_FILE_NAME"),
 }
+"""Other names of the keywords that are read or set here, by CP2K's own description of its input (`cp2k --xml`)."""
 _FALSE = {"F", "FALSE", ".FALSE.", ".F.", "OFF", "NO", "0"}
 _FIELD_SECTIONS = ("PERIODIC_EFIELD", "EFIELD")
 
@@ -293,12 +315,16 @@ def eps_scf(template: str | Section) -> float:
 
 
 def varied_template(template: str | Section, eps_scf: float) -> Section:
-    """Return the template with another SCF threshold, of the inner and the outer loop: another level of theory."""
+    """Return the template with another SCF threshold, of the inner and the outer loop: another level of theory.
+
+    A template that has this threshold already comes back as it is.
+    """
     template = _as_section(template)
     if not 0 < eps_scf < 1e-2:
         raise CampaignError(f"EPS_SCF must be between 0 and 1e-2, got {eps_scf:g}")
     for path in ("FORCE_EVAL/DFT/SCF", "FORCE_EVAL/DFT/SCF/OUTER_SCF"):
-        if path.endswith("/SCF") or template.is_on(path):
+        is_there = path.endswith("/SCF") or template.is_on(path)
+        if is_there and not np.isclose(_number(template, f"{path}/EPS_SCF", 1e-5), eps_scf, rtol=1e-9, atol=0):
             template = template.with_keyword(f"{path}/EPS_SCF", f"{eps_scf:g}")
     return template
 
@@ -416,6 +442,11 @@ def check_label_template(template: str | Section, atoms: Atoms, targets: Sequenc
         if force_eval.section(f"DFT/{name}"):
             raise CampaignError(f"CP2K template: remove &{name}, the fields come from the field set")
     is_periodic = bool(atoms.pbc.all())
+    if force_eval.section("DFT/EXTERNAL_POTENTIAL"):
+        raise CampaignError("CP2K template: remove &EXTERNAL_POTENTIAL, it acts on the electrons beside the field")
+    surface = force_eval.keyword("DFT/SURFACE_DIPOLE_CORRECTION")
+    if surface is not None and surface.upper() not in _FALSE:
+        raise CampaignError("CP2K template: remove SURFACE_DIPOLE_CORRECTION, it adds a field of its own")
     qs_method = _qs_method(force_eval)
     if is_periodic and qs_method == "XTB":
         raise CampaignError(
@@ -444,6 +475,14 @@ def check_label_template(template: str | Section, atoms: Atoms, targets: Sequenc
             "CP2K template: CP2K's xTB couples the field to Mulliken charges alone, without atomic dipoles "
             "(GFN1-xTB water: 0.75 e a0, tblite 1.13); never mix its labels with tblite's"
         )
+    if qs_method != "XTB" and (cutoff := _number(force_eval, "DFT/MGRID/CUTOFF", 280)) < LOWEST_CUTOFF:
+        warnings.append(
+            f"CP2K template: MGRID/CUTOFF {cutoff:g} Ry is too coarse for forces; GTH potentials need 300 and more"
+        )
+    if (eps := _number(force_eval, "DFT/QS/EPS_DEFAULT", 1e-10)) > LOOSEST_EPS_DEFAULT:
+        warnings.append(
+            f"CP2K template: QS/EPS_DEFAULT {eps:g} neglects more than differences of forces in fields bear; use 1e-12"
+        )
     loosest = eps_scf(template)
     if "pgt" in targets and loosest > LOOSEST_EPS_SCF:
         warnings.append(
@@ -462,7 +501,9 @@ N_SCF_REMEDIES = 2
 def remedied_template(template: str | Section, scf: int = 0, walltime: float | None = None) -> Section:
     """Return a template that reaches the same converged wavefunction in a more robust way.
 
-    Threshold and outer threshold stay as they are, so that the level of theory is the same.
+    Threshold and outer threshold stay as they are, so that the level of theory is the same. What is left below the
+    threshold is not: the gradient that OT compares with it depends on the preconditioner (seen at 1e-7: forces off by
+    1e-8 with FULL_KINETIC, by 1e-9 with FULL_ALL). Points of a set are therefore all computed in one way.
 
     OT, step 1: more steps with FULL_ALL, which preconditions each orbital by itself. Its ENERGY_GAP must be an
     underestimate of the gap; 0.08 E_h = 2.2 eV is one for what can be put into a field (with 0.001 E_h GFN1-xTB of
@@ -581,6 +622,8 @@ def render_field_point(
     if field.any():
         template = template.with_section("FORCE_EVAL/DFT", _field_section(field, bool(atoms.pbc.all())))
     template = _with_properties(template, atoms, has_gap=not field.any())
+    if not field.any():
+        template = _tightened(template)
     restart = Section("RESTART", "ON", (Keyword("BACKUP_COPIES", "0"),))
     if restart_from is not None:
         template = template.with_keyword("FORCE_EVAL/DFT/WFN_RESTART_FILE_NAME", wavefunction_file(restart_from))
@@ -589,6 +632,18 @@ def render_field_point(
     template = template.with_section("FORCE_EVAL/DFT/SCF/PRINT", restart)
     forces = (Keyword("FILENAME", f"={forces_file(project)}"), Keyword("NDIGITS", "14"))
     return write_input(template.with_section("FORCE_EVAL/PRINT", Section("FORCES", "ON", forces)))
+
+
+def _tightened(template: Section) -> Section:
+    """Return the template of the zero-field point, see ZERO_FIELD_SCF."""
+    scf = "FORCE_EVAL/DFT/SCF"
+    for path in (scf, f"{scf}/OUTER_SCF"):
+        own = _number(template, f"{path}/EPS_SCF", 1e-5)
+        if path == scf or template.is_on(path):
+            template = template.with_keyword(
+                f"{path}/EPS_SCF", f"{min(own, max(ZERO_FIELD_SCF * own, _TIGHTEST_EPS_SCF)):g}"
+            )
+    return template
 
 
 def _with_properties(template: Section, atoms: Atoms, has_gap: bool) -> Section:

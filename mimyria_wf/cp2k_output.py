@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_masses
 from numpy.typing import ArrayLike, NDArray
 
 from mimyria_wf.cp2k_input import ZERO_FIELD, field_projects, forces_file, parse_input, point_project
@@ -372,7 +373,9 @@ def read_field_results(
     problems, causes, versions = [], [], []
     is_periodic = bool(atoms.pbc.all())
     charge = float(atoms.info.get("charge", 0))
-    about = np.zeros(3) if is_periodic or not charge else charge * atoms.get_center_of_mass() / BOHR
+    # CP2K's centre of mass is that of its own, natural masses, whatever isotopes the snapshot has
+    masses = atomic_masses[atoms.numbers]
+    about = np.zeros(3) if is_periodic or not charge else charge * masses @ atoms.positions / (masses.sum() * BOHR)
     for row, (name, point) in enumerate(zip(vectors, points, strict=True)):
         run = runs[name]
         table, cause, problem = point

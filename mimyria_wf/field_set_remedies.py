@@ -99,7 +99,8 @@ def remedy(
         effort = replace(effort, scf={**effort.scf, **mended})
         reasons.append(
             f"unconverged SCF: more robust settings (step {max(mended.values())} of {limits.n_scf_steps}); another way "
-            "to the same minimum at the same threshold, so the level of theory is unchanged"
+            "to the same minimum at the same threshold, for all points of the snapshot, so that what is left below the "
+            "threshold still cancels in their differences"
         )
     if "walltime" in causes:
         effort, reason = _more_time(effort, n_finished, limits, template_walltime)

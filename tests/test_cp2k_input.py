@@ -464,3 +464,51 @@ def test_remedies_change_the_way_and_not_the_threshold() -> None:
     assert mixing.keyword("FORCE_EVAL/DFT/SCF/MIXING/ALPHA") == "0.05"
     assert mixing.section("FORCE_EVAL/DFT/SCF/OT") is None
     assert remedied_template(DFT, walltime=600).keyword("GLOBAL/WALLTIME") == "600"
+
+
+def both_thresholds(content: Section) -> list[float]:
+    """Return EPS_SCF of the inner and the outer loop."""
+    values = [content.keyword(f"FORCE_EVAL/DFT/SCF/{path}") or "0" for path in ("EPS_SCF", "OUTER_SCF/EPS_SCF")]
+    return [float(value.replace("D", "E")) for value in values]
+
+
+def test_the_zero_field_converges_deeper_than_the_others(water: Atoms) -> None:
+    outer = DFT.replace("      &OT\n", "      &OUTER_SCF\n        EPS_SCF 3e-8\n      &END\n      &OT\n")
+    points = render_field_set(outer, water, {"+x": [1e-3, 0, 0], "-x": [-1e-3, 0, 0]})
+    thresholds = {name: both_thresholds(parse_input(text)) for name, text in points.items()}
+    assert thresholds["zero.inp"] == pytest.approx([1e-9, 3e-9])
+    assert thresholds["px.inp"] == thresholds["mx.inp"] == pytest.approx([1e-8, 3e-8])
+    for given, expected in (("1e-9", 1e-10), ("3e-10", 1e-10), ("1e-11", 1e-11)):  # not into the round-off
+        zero = parse_input(render_field_point(DFT.replace("1.0D-8", given), water, None, "zero"))
+        assert float(zero.keyword("FORCE_EVAL/DFT/SCF/EPS_SCF") or 0) == pytest.approx(expected)
+    without = parse_input(render_field_point(DFT.replace("      EPS_SCF 1.0D-8\n", ""), water, None, "zero"))
+    assert float(without.keyword("FORCE_EVAL/DFT/SCF/EPS_SCF") or 0) == pytest.approx(1e-6)  # CP2K's default is 1e-5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    CHARGE 0\n", "    CHARGE 0\n    &EXTERNAL_POTENTIAL\n    &END\n", "remove &EXTERNAL_POTENTIAL"),
+        ("    CHARGE 0\n", "    CHARGE 0\n    SURF_DIP T\n", "remove SURFACE_DIPOLE_CORRECTION"),
+    ],
+)
+def test_other_fields_are_refused(water: Atoms, old: str, new: str, message: str) -> None:
+    with pytest.raises(CampaignError, match=message):
+        check_label_template(DFT.replace(old, new), water)
+    assert check_label_template(DFT.replace("    CHARGE 0\n", "    CHARGE 0\n    SURF_DIP F\n"), water) == []
+
+
+def test_coarse_settings_are_a_warning(water: Atoms) -> None:
+    coarse = DFT.replace("METHOD GPW", "METHOD GPW\n      EPS_DEFAULT 1e-6")
+    coarse = coarse.replace("    &QS\n", "    &MGRID\n      CUTOFF 30\n    &END\n    &QS\n")
+    assert [line.split()[2] for line in check_label_template(coarse, water)] == ["MGRID/CUTOFF", "QS/EPS_DEFAULT"]
+
+
+def test_a_keyword_has_one_value_under_all_its_names() -> None:
+    template = DFT.replace("MINIMIZER DIIS", "MINIMIZER DIIS\n        LINE_SEARCH 2PNT")
+    ot = remedied_template(template, 2).section("FORCE_EVAL/DFT/SCF/OT")
+    assert ot is not None
+    assert [entry.value for entry in ot.entries if isinstance(entry, Keyword) and entry.name.startswith("LINE")] == [
+        "3PNT"
+    ]
+    assert varied_template(DFT, 1e-8) == parse_template(DFT)  # 1.0D-8 is that threshold: one level of theory

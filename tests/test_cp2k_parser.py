@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -14,6 +15,9 @@ from aiida.plugins import CalculationFactory, ParserFactory
 from aiida.tools.pytest_fixtures import *  # noqa: F403  the profile is made only where this is imported
 from ase.build import molecule
 
+from mimyria_wf.calculators.cp2k import named_vectors, project_names
+from mimyria_wf.calculators.data import of_one_version, version_of
+from mimyria_wf.cp2k_input import render_field_set
 from mimyria_wf.units import BOHR, DEBYE
 
 pytestmark = pytest.mark.aiida
@@ -56,7 +60,9 @@ FORCES = (
 def parse(aiida_localhost: orm.Computer) -> Parse:
     """Return a function that parses a made-up retrieved folder of a job that a scheduler may have ended."""
 
-    def call(files: Mapping[str, str], exit_status: int | None = None) -> tuple[dict, orm.CalcFunctionNode]:
+    def call(
+        files: Mapping[str, str], exit_status: int | None = None, vectors: list[list[float]] = VECTORS, **more: orm.Data
+    ) -> tuple[dict, orm.CalcFunctionNode]:
         atoms = molecule("H2O")
         atoms.set_cell([5.0, 6.0, 7.0])
         atoms.pbc = True
@@ -64,8 +70,9 @@ def parse(aiida_localhost: orm.Computer) -> Parse:
         ase.io.write(buffer, [atoms], format="extxyz")
         inputs = {
             "snapshots": orm.SinglefileData(io.BytesIO(buffer.getvalue().encode()), filename="snapshots.extxyz"),
-            "field_vectors": orm.List(VECTORS),
+            "field_vectors": orm.List(vectors),
             "level_of_theory": orm.Dict({"engine": "cp2k"}),
+            **more,
         }
         node = orm.CalcJobNode(computer=aiida_localhost, process_type="aiida.calculations:mimyria_wf.cp2k.fields")
         node.set_option("resources", {"num_machines": 1, "num_mpiprocs_per_machine": 1})
@@ -125,3 +132,31 @@ def test_a_job_that_was_ended_keeps_its_points_and_says_why(
     assert failed["+x"]["vector"] == [1e-3, 0.0, 0.0]
     assert failed["-x"]["cause"] == ("missing" if cause == "truncated" else cause)
     assert len(results["field_forces"].get_array("forces")) == 1
+
+
+def test_one_direction_may_come_with_several_lengths(parse: Parse) -> None:
+    """A job that screens field steps has +x at h and at 2h: both are run, both are read."""
+    vectors = [*VECTORS, [2e-3, 0.0, 0.0]]
+    named = named_vectors(vectors)
+    assert [vector.tolist() for vector in named.values()] == vectors
+    atoms = molecule("H2O")
+    atoms.set_cell([5.0, 6.0, 7.0])
+    atoms.pbc = True
+    template = (Path(__file__).parents[1] / "templates" / "cp2k" / "water_pbe_szv.inp").read_text()
+    assert len(render_field_set(template, atoms, named, project_names(0))) == 4
+    files = {**WHOLE, "s000-px.2.out": output(2e-3), "s000-px.2-frc.dat": FORCES}
+    results, node = parse(files, vectors=vectors)
+    assert node.is_finished_ok
+    np.testing.assert_allclose(results["field_forces"].get_array("field_vectors"), vectors)
+    np.testing.assert_allclose(results["field_forces"].get_array("dipoles")[:, 0] * BOHR / DEBYE, [1.0, 1.1, 0.9, 1.2])
+
+
+def test_points_that_were_converged_in_another_way_are_a_set_of_their_own(parse: Parse) -> None:
+    half = {name: text for name, text in WHOLE.items() if "mx" not in name}
+    plain = parse(half)[0]["field_forces"]
+    mended = parse(WHOLE, scf_settings=orm.Int(1))[0]["field_forces"]
+    assert (version_of(plain), version_of(mended)) == ("2023.1", "2023.1, SCF settings 1")
+    (key,) = mended.base.attributes.get("configuration_keys")
+    wanted = np.array(VECTORS)
+    assert of_one_version([plain, mended], key, wanted, 1e-3, "2023.1") == [mended]  # whole before preferred
+    assert of_one_version([plain, plain], key, wanted, 1e-3, "2023.1") == [plain, plain]

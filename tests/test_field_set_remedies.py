@@ -16,7 +16,7 @@ def test_an_scf_is_mended_where_it_failed_and_as_often_as_there_are_settings() -
     failures = [Failure(3, X, "scf"), Failure(5, X, "walltime")]
     effort, reasons, again = remedy(replace(EFFORT, scf={5: 1}), failures[:1], 0, WIDE, 1)
     assert effort.scf == {3: 1, 5: 1}
-    assert "the level of theory is unchanged" in reasons[0]
+    assert "for all points of the snapshot" in reasons[0]
     assert again == (failures[0],)
     # one snapshot is at the end of its ladder, another is not
     both = [Failure(3, X, "scf"), Failure(7, X, "scf")]

@@ -22,6 +22,7 @@ from mimyria_wf.calculators.data import (
     of_one_version,
     points_of,
     read_snapshots,
+    scf_settings_of,
     version_of,
 )
 from mimyria_wf.cp2k_input import N_SCF_REMEDIES, parse_template
@@ -157,12 +158,16 @@ class LabelsWorkChain(WindowedWorkChain):
         wanted = np.array(list(field_vectors(step, targets).values()))
         preferred = self.ctx.versions[0] if self.ctx.versions else None
         missing = {}
+        steps = _effort(self.ctx.effort).scf
         for index in indices:
-            own = of_one_version(nodes.get(keys[index], []), keys[index], wanted, step, preferred)
+            there, way = nodes.get(keys[index], []), steps.get(index, 0)
+            if way:  # what is left below the threshold depends on the way: all points go it, or none
+                there = [node for node in there if scf_settings_of(node) == way]
+            own = of_one_version(there, keys[index], wanted, step, preferred)
             known = {(keys[index], level_key): points_of(own, keys[index])[0]}
             points = missing_points(known, snapshots[index], level, targets, step)
             missing[index] = [tuple(float(x) for x in vector) for vector in points.values()]
-            if own and points:
+            if own and points and not way:
                 self.ctx.reused[str(index)] = version_of(own[0])
         return missing
 
@@ -229,6 +234,8 @@ class LabelsWorkChain(WindowedWorkChain):
         if self._is_cp2k() and (entry["scf"] or effort.walltime):
             changes = {"scf": entry["scf"], "walltime": effort.walltime}
             inputs["template"] = mend_template(self.inputs.template, orm.Dict(changes))
+            if entry["scf"]:
+                inputs["scf_settings"] = orm.Int(entry["scf"])
         return process, {**inputs, **self.inputs.get("engine", {})}
 
     def assemble(self) -> ExitCode | None:
@@ -262,7 +269,9 @@ class LabelsWorkChain(WindowedWorkChain):
                 detail = f"{counted} in {tries}; the first: {failures[0]['problem']}"
             return self.exit_codes.ERROR_TOO_MANY_FAILURES.format(n=lost, total=len(indices), detail=detail)
         others = {
-            v: n for v, n in report.get("versions", {}).items() if self.ctx.versions and v not in self.ctx.versions
+            version: n
+            for version, n in report.get("versions", {}).items()
+            if self.ctx.versions and version.partition(", SCF settings")[0] not in self.ctx.versions
         }
         for version, n_snapshots in others.items():
             self.report(
