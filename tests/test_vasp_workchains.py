@@ -187,11 +187,13 @@ def test_field_forces_are_those_of_the_model_behind_the_executable(family: str, 
 def test_labels_are_those_of_the_method_behind_the_executable(family: str, code: orm.AbstractCode) -> None:
     """An APT set through the labels' workchain, against the same method called directly."""
     engine = engine_inputs(family, settings={"max_concurrent": 8})
+    moved = WATER.copy()  # another configuration: points that a test before has left would be taken for this one
+    moved.positions += [0.1, 0.2, -0.1]
     settings = {"engine": "vasp", "level_of_theory": vasp_level_of_theory(engine), "targets": ["apt"], "step": STEP}
     _, node = run_get_node(
         WorkflowFactory("mimyria_wf.labels"),
         code=code,
-        snapshots=extxyz(WATER),
+        snapshots=extxyz(moved),
         indices=orm.List([0]),
         settings=orm.Dict({**settings, "snapshots_per_job": 1, "max_concurrent": 1}),
         engine=engine,
