@@ -34,6 +34,7 @@ from mimyria_wf.vasp_input import ZERO_FIELD, LcalcepsRun, lcalceps_runs, point_
 from mimyria_wf.vasp_run import VaspFieldSet, read_field_points
 from mimyria_wf.vasp_template import (
     METHODS,
+    NOT_THEORY,
     Kpoints,
     Potential,
     VaspTemplate,
@@ -50,15 +51,6 @@ SMALLEST_GAP = 0.01  # eV, the digits of printed levels add up to less
 _CAUSES = {"unfinished": "truncated", "damaged": "truncated", "metal": "forces"}
 # what read_lcalceps_set says, as such a cause
 _SAID = {"did not converge": "scf", "no OUTCAR": "missing", "no vasprun.xml": "missing", "ran in the field": "field"}
-# tags that decide how a run gets there and what it writes, not what comes out of a converged one
-_NOT_THEORY = frozenset(
-    (
-        *("SYSTEM", "NCORE", "NPAR", "KPAR", "NSIM", "NCSHMEM", "NBLK", "LPLANE", "LASYNC", "LSCALU", "LSCALAPACK"),
-        *("NELM", "NELMIN", "NELMDL", "ALGO", "IALGO", "TIME", "AMIX", "BMIX", "AMIX_MAG", "BMIX_MAG", "MAXMIX"),
-        *("ISTART", "ICHARG", "LWAVE", "LCHARG", "LVTOT", "LVHAR", "LELF", "LORBIT", "NWRITE", "NEDOS", "EMIN", "EMAX"),
-    )
-)
-
 
 # ---------------------------------------------------------------------------------------------------- plain settings in
 
@@ -124,7 +116,7 @@ def vasp_level_of_theory(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "engine": "vasp",
         "method": inputs["method"].value if "method" in inputs else METHODS[0],
-        "incar": {tag: value for tag, value in sorted(nodes["incar"].get_dict().items()) if tag not in _NOT_THEORY},
+        "incar": {tag: value for tag, value in sorted(nodes["incar"].get_dict().items()) if tag not in NOT_THEORY},
         "kpoints": nodes["kpoints"].get_dict(),
         "potentials": {element: {"title": one.title, "sha512": one.sha512} for element, one in potentials.items()},
     }
@@ -239,8 +231,17 @@ def vasp_structures(snapshots: orm.SinglefileData, turns: orm.List) -> dict[str,
 
 
 def named_vectors(vectors: Iterable[Sequence[float]]) -> dict[str, np.ndarray]:
-    """Return field vectors [E_h/(e a0)] by the names of their points."""
-    return {point_name(np.array(vector)): np.array(vector, dtype=float) for vector in vectors}
+    """Return field vectors [E_h/(e a0)] by the names of their points.
+
+    Raises:
+        EngineError: a direction comes with two lengths; runs are named by direction, so one of them would be lost.
+    """
+    named: dict[str, np.ndarray] = {}
+    for vector in np.array([list(vector) for vector in vectors], dtype=float).reshape(-1, 3):
+        name = point_name(vector)
+        if not np.allclose(named.setdefault(name, vector), vector, rtol=1e-6, atol=0):
+            raise EngineError(f"the field {name} comes in two lengths: a VASP job takes one step, ask for another job")
+    return named
 
 
 def is_as_it_stands(run: LcalcepsRun) -> bool:
@@ -272,6 +273,9 @@ def gap_problem(atoms: ase.Atoms, divisions: Sequence[int], vectors: np.ndarray,
         divisions: of the k-point mesh.
         vectors: (n, 3) [E_h/(e a0)].
         gap: without a field [eV].
+
+    Fields are refused where they have no ground state. VASP warns from a tenth of that on, of data that are sound; so
+    do the warnings of the points.
     """
     if gap is None:
         return 0, ""
@@ -281,11 +285,11 @@ def gap_problem(atoms: ase.Atoms, divisions: Sequence[int], vectors: np.ndarray,
             321,
             f"{what} has no gap ({gap:.3f} eV): a metal has no static answer to a field; check smearing and spin",
         )
-    lines = [check_field_against_gap(atoms.cell[:], divisions, vector, gap) for vector in vectors]
+    lines = [check_field_against_gap(atoms.cell[:], divisions, vector, gap, margin=1.0) for vector in vectors]
     if not any(lines):
         return 0, ""
     drops = np.abs(vectors @ atoms.cell[:].T) * HARTREE_PER_BOHR
-    share = float(np.min(gap / (10 * np.array(divisions)) / np.maximum(drops, 1e-12)))
+    share = float(np.min(gap / np.array(divisions) / np.maximum(drops, 1e-12)))
     cell = " x ".join(f"{length:.4g}" for length in atoms.cell.lengths())
     mesh = " x ".join(map(str, divisions))
     return 320, (

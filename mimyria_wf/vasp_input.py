@@ -192,6 +192,8 @@ def field_tags(
     else:
         # in a field VASP prints the polarization unasked
         tags["LCALCPOL"] = ".TRUE."
+        # it enters every PGT as -2 F(0)/h^2, and alone starts cold, so that it would stop just below the threshold
+        tags["EDIFF"] = f"{template.number('EDIFF', 1e-4) / 10:g}"
     return tags
 
 

@@ -25,8 +25,8 @@ from aiida.plugins import WorkflowFactory
 from aiida.tools.pytest_fixtures import *  # noqa: F403  the profile is made only where this is imported
 
 from mimyria_wf.calculators.data import known_response_tensors, tensors_in
-from mimyria_wf.calculators.vasp import vasp_engine_inputs, vasp_level_of_theory
-from mimyria_wf.errors import CampaignError
+from mimyria_wf.calculators.vasp import gap_problem, named_vectors, vasp_engine_inputs, vasp_level_of_theory
+from mimyria_wf.errors import CampaignError, EngineError
 from mimyria_wf.finite_field import field_vectors, point_name, response_tensors
 from mimyria_wf.labels import configuration_key, level_of_theory_key
 from mimyria_wf.tblite_engine import TbliteEngine
@@ -414,17 +414,31 @@ def test_nothing_usable_is_a_failure_of_the_whole(family: str, code: orm.Abstrac
 def test_field_too_strong_for_the_gap_is_refused_before_it_is_submitted(
     family: str, code: orm.AbstractCode, zero_field_run: Path
 ) -> None:
-    """13.2 eV over 9 A allow 2.8e-3 E_h/(e a0)."""
-    process = field_set(code, family, 4e-3 * np.array([[1, 0, 0], [0, 0, 1]]))
+    """13.2 eV over 9 A allow 2.8e-2 E_h/(e a0); VASP's warning at a tenth of that is none of ours."""
+    process = field_set(code, family, 4e-2 * np.array([[1, 0, 0], [0, 0, 1]]))
     process.ctx["s000_zero"] = ended(code, zero_field_run, 0)
     process.queue_fields()
     assert process.ctx.runs == ["s000_zero"]
     result = process.collect()
     assert result.status == 320
-    assert "e|E.a_1| = 1.65 eV, E_gap/(10 N_1) = 1.32 eV" in result.message
-    assert "E_gap = 13.2 eV; cell 8 x 8.5 x 9 A, k-points 1 x 1 x 1: the step may be 0.0028" in result.message
+    assert "e|E.a_1| = 16.5 eV, E_gap/(1 N_1) = 13.2 eV" in result.message
+    assert "E_gap = 13.2 eV; cell 8 x 8.5 x 9 A, k-points 1 x 1 x 1: the step may be 0.028" in result.message
     # the forces without a field are sound, a weaker field can start from them
     assert process.outputs["field_forces"].get_array("field_vectors").tolist() == [[0, 0, 0]]
+
+
+def test_field_beyond_the_warning_is_sound() -> None:
+    """C60: 0.1 eV/A over 14.1 A at a gap of 1.64 eV is 8.5 times VASP's limit, and its activities come out right."""
+    atoms = ase.Atoms("C", cell=14.1 * np.eye(3), pbc=True)
+    fields = np.array([[0.1, 0, 0]]) / HARTREE_PER_BOHR
+    assert gap_problem(atoms, (1, 1, 1), fields, 1.64) == (0, "")
+    assert gap_problem(atoms, (1, 1, 1), 1.2 * fields, 1.64)[0] == 320
+
+
+def test_two_lengths_of_a_field_in_one_job() -> None:
+    with pytest.raises(EngineError, match=r"the field \+x comes in two lengths"):
+        named_vectors([[STEP, 0, 0], [2 * STEP, 0, 0]])
+    assert list(named_vectors([[0, 0, 0], [STEP, 0, 0], [0, 0, 0]])) == ["0", "+x"]
 
 
 def test_metal_is_refused_before_a_field_is_submitted(
