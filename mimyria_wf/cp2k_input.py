@@ -475,6 +475,12 @@ def check_label_template(template: str | Section, atoms: Atoms, targets: Sequenc
             "CP2K template: CP2K's xTB couples the field to Mulliken charges alone, without atomic dipoles "
             "(GFN1-xTB water: 0.75 e a0, tblite 1.13); never mix its labels with tblite's"
         )
+    multiplicity = _number(force_eval, "DFT/MULTIPLICITY", 0)
+    if "multiplicity" not in atoms.info and multiplicity > 1:
+        warnings.append(
+            f"CP2K template: DFT/MULTIPLICITY is {multiplicity:g} but the snapshot states none and is labelled as a "
+            'singlet; give it info["multiplicity"]'
+        )
     if qs_method != "XTB" and (cutoff := _number(force_eval, "DFT/MGRID/CUTOFF", 280)) < LOWEST_CUTOFF:
         warnings.append(
             f"CP2K template: MGRID/CUTOFF {cutoff:g} Ry is too coarse for forces; GTH potentials need 300 and more"

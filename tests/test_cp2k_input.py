@@ -498,6 +498,13 @@ def test_other_fields_are_refused(water: Atoms, old: str, new: str, message: str
     assert check_label_template(DFT.replace("    CHARGE 0\n", "    CHARGE 0\n    SURF_DIP F\n"), water) == []
 
 
+def test_an_unstated_multiplicity_is_a_warning(water: Atoms) -> None:
+    triplet = DFT.replace("CHARGE 0", "CHARGE 0\n    MULTIPLICITY 3")
+    assert "labelled as a singlet" in check_label_template(triplet, water)[0]
+    water.info["multiplicity"] = 3
+    assert check_label_template(triplet, water) == []
+
+
 def test_coarse_settings_are_a_warning(water: Atoms) -> None:
     coarse = DFT.replace("METHOD GPW", "METHOD GPW\n      EPS_DEFAULT 1e-6")
     coarse = coarse.replace("    &QS\n", "    &MGRID\n      CUTOFF 30\n    &END\n    &QS\n")

@@ -107,7 +107,9 @@ def test_time_and_scf_trouble_are_mended_one_after_the_other(
     assert "unconverged SCF: more robust settings (step 1 of 2)" in said(node)
     assert len(node.outputs.report["remedies"]) == 2
     assert node.outputs.report["failures"] == []
-    assert node.outputs.report["versions"] == {jobs(node)[2].outputs.summary["version"]: 1}
+    version = jobs(node)[2].outputs.summary["version"]
+    assert node.outputs.report["versions"] == {f"{version}, SCF settings 1": 1}
+    assert "reuse" not in said(node)
     ordinary = label(soft, [water()], template_level_of_theory(soft, {}))
     assert len(jobs(ordinary)) == 1
     found = []
