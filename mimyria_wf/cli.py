@@ -16,6 +16,7 @@ import json
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refusal as error:
         result, refusal = error.result, error
     except MimyriaError as error:
+        if chosen.debug:
+            traceback.print_exc()
         for line in str(error).splitlines() or [type(error).__name__]:
             print(f"error: {line}", file=sys.stderr)
         return 1
@@ -121,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     shared = _Parser(add_help=False)
     shared.add_argument("--json", action="store_true", help="print the result as one JSON object")
     shared.add_argument("--json-file", type=Path, help="write the result as JSON to this file, too")
+    shared.add_argument("--debug", action="store_true", help="show where an error comes from, as a traceback")
     shared.add_argument("--quiet", action="store_true", help="no progress")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for verb in all_verbs():
@@ -439,14 +443,14 @@ def _engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _chosen_engine(chosen: argparse.Namespace) -> Any:
-    from mimyria_wf.field_engine import make_engine
+    from mimyria_wf.field_engine import checked_identity, make_engine
 
     flags = {name: getattr(chosen, name) for name in ("command", "method", "accuracy")}
     files = dict(chosen.file_of_engine)
     if chosen.template is not None:
         files["template"] = chosen.template
     settings = {**chosen.settings, **{name: value for name, value in flags.items() if value is not None}}
-    return make_engine(chosen.engine, settings, files)
+    return checked_identity(make_engine(chosen.engine, settings, files))
 
 
 def _named_file(text: str) -> tuple[str, Path]:

@@ -21,14 +21,23 @@ from mimyria_wf.derivatives import (
     RemovedMotion,
 )
 from mimyria_wf.errors import EngineError, LabelError, TrajectoryError
-from mimyria_wf.field_engine import FieldEngine, FieldResults, sound_forces
+from mimyria_wf.field_engine import (
+    FieldEngine,
+    FieldResults,
+    checked_identity,
+    one_line,
+    results_of,
+    sound_forces,
+)
 from mimyria_wf.field_forces import (
     FieldForces,
     FieldForcesStore,
     StoredFieldForces,
+    known_version,
     read_field_forces,
     write_field_forces,
 )
+from mimyria_wf.field_response import check_response
 from mimyria_wf.finite_field import (
     FieldDiagnostics,
     check_step,
@@ -40,8 +49,8 @@ from mimyria_wf.frames import Trajectory, TrajectoryReader
 from mimyria_wf.groups import Follower, groups_of, n_lags
 from mimyria_wf.labels import (
     LabelledSnapshot,
-    configuration_key,
     level_of_theory_key,
+    matching_rows,
     read_snapshots,
     total_charge,
     write_labels,
@@ -55,6 +64,7 @@ __all__ = [
     "FieldForces",
     "FieldForcesStore",
     "StoredFieldForces",
+    "completed",
     "computed",
     "label_file",
     "label_snapshots",
@@ -73,6 +83,7 @@ def label_snapshots(
     targets: Sequence[str],
     progress: Progress | None = None,
     store: FieldForcesStore | None = None,
+    notes: list[str] | None = None,
 ) -> Iterator[tuple[FieldForces, ResponseTensors]]:
     """Yield forces and tensors of each snapshot, computing only field points that the store does not know.
 
@@ -83,37 +94,83 @@ def label_snapshots(
         targets: "apt", "pgt" or both; the APT of a PGT set is there too.
         progress: called with (snapshots done, all, what is going on).
         store: known forces, extended as the work goes on.
+        notes: takes a line for each version of the program whose points were not used.
     """
     step, wanted = check_step(step), check_targets(targets)
     store = store if store is not None else FieldForcesStore()
-    level = engine.level_of_theory
     for index, atoms in enumerate(snapshots):
-        missing = store.missing(atoms, level, wanted, step)
-        if missing:
-            vectors = np.array(list(missing.values()))
-            known = computed(engine, atoms, vectors, store)
-        else:
-            known = store.get(atoms, level) or FieldForces(np.empty((0, 3)), np.empty((0, len(atoms), 3)))
-        field_forces = known.chosen(field_vectors(step, wanted).values(), step)
+        vectors = np.array(list(field_vectors(step, wanted).values()))
+        before = store.n_added
+        known = completed(engine, atoms, vectors, step, store, notes)
+        field_forces = known.chosen(vectors, step)
         tensors = field_forces.tensors(wanted)
         if progress is not None:
-            progress(index + 1, len(snapshots), f"{len(missing)} field points computed" if missing else "known")
+            n_new = store.n_added - before
+            progress(index + 1, len(snapshots), f"{n_new} field points computed" if n_new else "known")
         yield field_forces, tensors
 
 
-def computed(engine: FieldEngine, atoms: ase.Atoms, vectors: Array, store: FieldForcesStore) -> FieldForces:
-    """Compute field points (n, 3) [E_h/(e a0)], keep the sound ones, and return all that is known of the snapshot.
+def completed(
+    engine: FieldEngine,
+    atoms: ase.Atoms,
+    vectors: Array,
+    step: float,
+    store: FieldForcesStore,
+    notes: list[str] | None = None,
+) -> FieldForces:
+    """Return the known forces of a snapshot, all of one version of the program, after computing the points it lacks.
+
+    Stored points of another version than the one that computes now are not used. An engine that knows its version only
+    when it has run is asked for what the store's version lacks first, then for the rest if it turns out to be another.
+
+    Args:
+        engine: gives the forces.
+        atoms: the snapshot.
+        vectors: (n, 3) field points [E_h/(e a0)].
+        step: shortest field among them [E_h/(e a0)].
+        store: known forces, extended.
+        notes: takes a line about versions that were not used, once each.
 
     Raises:
         EngineError: a point is not sound; the others are kept.
     """
-    results = engine.field_results(atoms, vectors)
+    level = engine.level_of_theory
+    known = store.get(atoms, level, known_version(engine.version), vectors, step)
+    for _ in range(3):
+        rows = matching_rows(np.empty((0, 3)) if known is None else known.field_vectors, vectors, step)
+        missing = vectors[[row is None for row in rows]]
+        if known is not None and not len(missing):
+            break
+        known = computed(engine, atoms, missing, store)
+    else:
+        raise EngineError(f"{engine.name} gives another version with every run: use one installation")
+    others = [version for version in store.versions(atoms, level) if version != known.version]
+    line = f"points of {engine.name} {', '.join(others)} are kept but not combined with those of {known.version}"
+    if others and notes is not None and line not in notes:
+        notes.append(line)
+    return known
+
+
+def computed(engine: FieldEngine, atoms: ase.Atoms, vectors: Array, store: FieldForcesStore) -> FieldForces:
+    """Compute field points (n, 3) [E_h/(e a0)], keep the sound ones, and return all that their version knows.
+
+    Raises:
+        EngineError: a point is not sound; the others are kept.
+    """
+    results = results_of(engine, atoms, vectors)
     if results.forces.shape[1] == len(atoms) and results.valid.any():
-        store.add(atoms, _sound_part(results), engine)
+        sound = _sound_part(results)
+        _check_response(engine, atoms, sound)
+        store.add(atoms, sound, engine)
     sound_forces(engine, atoms, results)
-    known = store.get(atoms, engine.level_of_theory)
+    known = store.get(atoms, engine.level_of_theory, known_version(results.version) or engine.version)
     assert known is not None
     return known
+
+
+def _check_response(engine: FieldEngine, atoms: ase.Atoms, forces: FieldForces) -> None:
+    what = atoms.info.get("snapshot", atoms.get_chemical_formula())
+    check_response(forces.field_vectors, forces.forces, total_charge(atoms), f"engine {engine.name}, {what}")
 
 
 def _sound_part(results: FieldResults) -> FieldForces:
@@ -124,6 +181,7 @@ def _sound_part(results: FieldResults) -> FieldForces:
         None if results.dipoles is None else results.dipoles[rows],
         None if results.gaps is None else results.gaps[rows],
         results.dipole_quanta,
+        results.version,
     )
 
 
@@ -169,24 +227,27 @@ def label_file(
     store = FieldForcesStore(field_forces_out)
     for known in [points_known] if isinstance(points_known, str | Path) else points_known or []:
         store.include(known)
-    level = engine.level_of_theory
+    level = checked_identity(engine).level_of_theory
     warnings = checked(engine, snapshots, wanted, step)
     labelled: list[LabelledSnapshot] = []
     checks: list[FieldDiagnostics] = []
     n_needed = len(field_vectors(step, wanted))
-    n_computed = sum(len(m) for m in _plan(store, snapshots, level, wanted, step))
+    versions: dict[str, None] = {}
+    notes: list[str] = []
     for atoms, (field_forces, tensors) in zip(
-        snapshots, label_snapshots(engine, snapshots, step, wanted, progress, store), strict=True
+        snapshots, label_snapshots(engine, snapshots, step, wanted, progress, store, notes), strict=True
     ):
         errors = field_forces.errors()
+        versions[field_forces.version] = None
         labelled.append(LabelledSnapshot(_with_errors(atoms, errors), tensors.apt, tensors.pgt))
         checks.append(field_forces.diagnostics(total_charge(atoms)))
     metadata: dict[str, str | int | float] = {
         "field_step": step,
         "engine": engine.name,
-        "engine_version": engine.version,
+        "engine_version": ", ".join(sorted(versions)),
         "level_of_theory": level_of_theory_key(level),
     }
+    warnings += [*notes, *([f"snapshots differ in the version of {engine.name}"] if len(versions) > 1 else [])]
     write_labels(out, labelled, metadata)
     residuals = [one.tensors.sum_rule_residual(one.charge).largest() for one in labelled]
     return {
@@ -196,7 +257,7 @@ def label_file(
         "n_snapshots": len(labelled),
         "n_atoms": sum(len(one.atoms) for one in labelled),
         "n_points": n_needed * len(labelled),
-        "n_points_computed": n_computed,
+        "n_points_computed": store.n_added,
         **metadata,
         "level": dict(level),
         "largest_sum_rule_residual": {name: max(r[name] for r in residuals) for name in residuals[0]},
@@ -227,7 +288,8 @@ def checked(engine: FieldEngine, snapshots: Iterable[ase.Atoms], targets: Sequen
     warnings: dict[str, None] = {}
     for index, atoms in enumerate(snapshots):
         try:
-            warnings |= dict.fromkeys(engine.check(atoms, targets, step))
+            with one_line(f"engine {engine.name} failed in check"):
+                warnings |= dict.fromkeys(engine.check(atoms, targets, step))
         except EngineError as error:
             raise EngineError(f"snapshot {index}: {error}") from None
     return list(warnings)
@@ -238,23 +300,6 @@ def _state(info: dict[str, Any], charge: int | None, multiplicity: int | None, w
     for key, given in (("charge", charge), ("multiplicity", multiplicity)):
         if given is not None and info.setdefault(key, given) != given:
             raise LabelError(f"{where}: {key} {given} is asked for, the file says {info[key]}: correct one of them")
-
-
-def _plan(
-    store: FieldForcesStore,
-    snapshots: Sequence[ase.Atoms],
-    level: Mapping[str, Any],
-    targets: Sequence[str],
-    step: float,
-) -> list[dict[str, Array]]:
-    """Return the missing points of each snapshot; one that comes twice is computed once."""
-    plans: list[dict[str, Array]] = []
-    seen: set[str] = set()
-    for atoms in snapshots:
-        key = configuration_key(atoms)
-        plans.append({} if key in seen else store.missing(atoms, level, targets, step))
-        seen.add(key)
-    return plans
 
 
 def _largest(values: Iterable[float | None]) -> float | None:
@@ -278,6 +323,7 @@ class _TensorTask:
             atoms = chunk.atoms(frame)
             atoms.info.update(self.info, snapshot=f"{chunk.name}/{first + frame}")
             forces = self.engine.forces(atoms, vectors)
+            _check_response(self.engine, atoms, FieldForces(vectors, forces))
             tensors = response_tensors(vectors, forces, self.targets)
             apt.append(tensors.apt)
             pgt.append(tensors.pgt)
@@ -373,6 +419,7 @@ def label_trajectory(
     began = time.perf_counter()
     step, wanted = check_step(step), check_targets(targets)
     check_velocities(reader)
+    checked_identity(engine)
     stop = reader.n_frames if stop is None else stop
     if not 0 <= start < stop <= reader.n_frames:
         raise TrajectoryError(f"{reader.name}: frames {start} to {stop} are not within its {reader.n_frames} frames")

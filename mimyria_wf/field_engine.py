@@ -6,8 +6,11 @@ An engine is a class that derives from :class:`FieldEngine` and one line in the 
 
 from __future__ import annotations
 
+import inspect
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any, ClassVar
 import ase
 import numpy as np
 
-from mimyria_wf.errors import EngineError
+from mimyria_wf.errors import EngineError, MimyriaError
 from mimyria_wf.finite_field import point_name
 from mimyria_wf.response import Array
 
@@ -55,6 +58,8 @@ class FieldResults:
 
     def __post_init__(self) -> None:
         """Check shapes, and make forces and problems say the same."""
+        if not isinstance(self.version, str):
+            raise EngineError(f"the version must be text, got {self.version!r}")
         vectors = np.asarray(self.field_vectors, dtype=float)
         forces = np.array(self.forces, dtype=float)
         n_fields = len(vectors)
@@ -139,10 +144,11 @@ class FieldEngine(ABC):
             raise EngineError(f"engine {cls.name} does not know the setting {', '.join(unknown)} (known: {known})")
         if files:
             raise EngineError(f"engine {cls.name} takes no {', '.join(sorted(files))}: leave it out")
-        try:
-            return cls(**settings)
-        except (TypeError, ValueError) as error:
-            raise EngineError(f"engine {cls.name}: {error}") from None
+        for name, parameter in inspect.signature(cls).parameters.items():
+            if parameter.default is parameter.empty and parameter.kind in _NAMED and name not in settings:
+                what = f" ({cls.settings[name]})" if name in cls.settings else ""
+                raise EngineError(f"engine {cls.name} needs the setting {name}{what}")
+        return cls(**settings)
 
     def forces(self, atoms: ase.Atoms, vectors: Array) -> Array:
         """Return forces (n_fields, n_atoms, 3) [E_h/a0] in fields (n_fields, 3) [E_h/(e a0)].
@@ -150,7 +156,7 @@ class FieldEngine(ABC):
         Raises:
             EngineError: instead of returning anything that is not finite or not converged.
         """
-        return sound_forces(self, atoms, self.field_results(atoms, vectors))
+        return sound_forces(self, atoms, results_of(self, atoms, vectors))
 
     def check(self, atoms: ase.Atoms, targets: Sequence[str], step: float) -> list[str]:
         """Return warnings, one line each, before anything runs; EngineError for what cannot work."""
@@ -165,9 +171,64 @@ class FieldEngine(ABC):
         return None
 
 
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _described(atoms: ase.Atoms) -> str:
+    return str(atoms.info.get("snapshot", atoms.get_chemical_formula()))
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Turn whatever an engine raises into an EngineError; the traceback stays as its cause (``--debug`` shows it)."""
+    try:
+        yield
+    except MimyriaError:
+        raise
+    except Exception as error:
+        raise EngineError(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def results_of(engine: FieldEngine, atoms: ase.Atoms, vectors: Array) -> FieldResults:
+    """Return what an engine finds for a snapshot; EngineError in one line for whatever goes wrong in it."""
+    what = _described(atoms)
+    with one_line(f"engine {engine.name} failed for {what}"):
+        results = engine.field_results(atoms, vectors)
+    if not isinstance(results, FieldResults):
+        raise EngineError(
+            f"engine {engine.name} gave {type(results).__name__} for {what}: "
+            "field_results must return mimyria_wf.field_engine.FieldResults"
+        )
+    if results.field_vectors.shape != np.shape(vectors):
+        raise EngineError(
+            f"engine {engine.name} gave {len(results.field_vectors)} field points for {what}, "
+            f"{len(vectors)} were asked for: return all in their order, those that failed with a line in problems"
+        )
+    return results
+
+
+def checked_identity(engine: FieldEngine) -> FieldEngine:
+    """Return the engine if it can key labels: a version that is text, a level of theory that is JSON."""
+    with one_line(f"engine {engine.name} does not tell its version and level of theory"):
+        version, level = engine.version, engine.level_of_theory
+    if not isinstance(version, str) or not version.strip():
+        raise EngineError(f"engine {engine.name}: version must be text, got {version!r}")
+    if not isinstance(level, Mapping) or not level:
+        raise EngineError(f"engine {engine.name}: level_of_theory must be a mapping that is not empty, got {level!r}")
+    for key, value in level.items():
+        try:
+            json.dumps({key: value})
+        except (TypeError, ValueError) as error:
+            raise EngineError(
+                f"engine {engine.name}: level_of_theory must be JSON, its {key!r} is not ({error}): give plain "
+                "numbers, text, lists"
+            ) from None
+    return engine
+
+
 def sound_forces(engine: FieldEngine, atoms: ase.Atoms, results: FieldResults) -> Array:
     """Return the forces (n_fields, n_atoms, 3) [E_h/a0]; EngineError if a point is not sound."""
-    what = atoms.info.get("snapshot", atoms.get_chemical_formula())
+    what = _described(atoms)
     if results.forces.shape[1] != len(atoms):
         found, expected = results.forces.shape, (len(results.field_vectors), len(atoms), 3)
         raise EngineError(f"{engine.name} gave forces of shape {found}, expected {expected}, for {what}")
@@ -229,5 +290,12 @@ def make_engine(
     """
     engine, chosen = engine_class(name), dict(settings or {})
     varied = {} if "eps_scf" in engine.settings else {k: chosen.pop(k) for k in ("eps_scf",) if k in chosen}
-    made = engine.from_settings(chosen, {key: Path(path) for key, path in (files or {}).items()})
-    return made.varied(**varied) if varied else made
+    given = ", ".join(f"{key} {_short(value)}" for key, value in (settings or {}).items()) or "no settings"
+    with one_line(f"engine {name} cannot be set up with {given}"):
+        made = engine.from_settings(chosen, {key: Path(path) for key, path in (files or {}).items()})
+        return made.varied(**varied) if varied else made
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) < 60 else f"{text[:56]} ..."

@@ -18,7 +18,8 @@ import ase
 import numpy as np
 
 from mimyria_wf.errors import EngineError, LabelError
-from mimyria_wf.field_engine import FieldEngine, FieldResults
+from mimyria_wf.field_engine import FieldEngine, FieldResults, one_line, results_of
+from mimyria_wf.field_forces import known_version
 from mimyria_wf.labels import configuration_key, level_of_theory_key, matching_rows
 from mimyria_wf.qualification_judgement import assess, potential_drop
 from mimyria_wf.qualification_plan import (
@@ -98,6 +99,7 @@ class _Known:
     quanta: Array | None = None
     polarizability: Array | None = None
     polarizability_seconds: float = 0.0
+    version: str = ""
 
     @classmethod
     def none(cls, n_atoms: int) -> _Known:
@@ -110,7 +112,8 @@ class _Known:
         try:
             with np.load(path) as file:
                 values = {name: file[name] for name in file.files}
-            return cls(**{**values, "polarizability_seconds": float(values["polarizability_seconds"])})
+            version = str(values.pop("version", ""))
+            return cls(**{**values, "polarizability_seconds": float(values["polarizability_seconds"])}, version=version)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise LabelError(f"{path} is no record of field points ({reason}): remove it") from None
@@ -138,6 +141,7 @@ class _Known:
             gaps=np.concatenate([self.gaps, gaps[sound]]),
             seconds=np.concatenate([self.seconds, np.full(len(sound), found.seconds / n)]),
             quanta=self.quanta if new.dipole_quanta is None else np.asarray(new.dipole_quanta, dtype=float),
+            version=found.version,
         )
 
     def rows(self, vectors: Array) -> list[int | None]:
@@ -159,7 +163,7 @@ def run_locally(
         engine: computes; a task's variation is given to ``engine.varied``.
         tasks: of :func:`plan`.
         store: folder with one file for each configuration and level of theory; what it holds is not computed again,
-            what is computed is in it after each field set.
+            what is computed is in it after each field set. Points of another version of the program are replaced.
         progress: called with (points done, all, what is going on).
 
     Returns:
@@ -177,24 +181,38 @@ def run_locally(
         key = sha256((configuration_key(task.atoms) + level_of_theory_key(varied.level_of_theory)).encode()).hexdigest()
         path = None if store is None else Path(store) / f"{key}.npz"
         known = _Known.read(path, len(task.atoms))
+        if known_version(varied.version) not in (None, known.version):
+            known = _Known.none(len(task.atoms))
         problems: list[str] = []
         missing = task.vectors[[row is None for row in known.rows(task.vectors)]]
-        for begin in range(0, len(missing), _TOGETHER):
-            wanted = missing[begin : begin + _TOGETHER]
+        has_run = False
+        while len(missing):
+            wanted = missing[:_TOGETHER]
             try:
-                found = varied.field_results(task.atoms, wanted)
+                found = results_of(varied, task.atoms, wanted)
             except EngineError as error:
                 problems.append(str(error))
                 break
             problems += [problem for problem in found.problems if problem]
+            missing = missing[_TOGETHER:]
+            if found.version != known.version and len(known.vectors):
+                # the program tells its version only now: points of the other one are computed again
+                if has_run:
+                    problems.append(f"versions {known.version} and {found.version} compute in turns: use one")
+                    break
+                kept = [row is not None for row in known.rows(task.vectors)]
+                missing = np.concatenate([missing, task.vectors[kept]])
+                known = _Known.none(len(task.atoms))
+            has_run = True
             known = known.plus(found, wanted)
             known.write(path)
             if progress is not None:
-                progress(n_done + len(task.vectors) - len(missing) + begin + len(wanted), n_all, task.name)
+                progress(n_done + len(task.vectors) - len(missing), n_all, task.name)
         if task.kind == "polarizability" and known.polarizability is None and not problems:
             began = time.perf_counter()
             try:
-                polarizability = varied.polarizability(task.atoms)
+                with one_line(f"engine {engine.name} failed at the polarizability"):
+                    polarizability = varied.polarizability(task.atoms)
             except EngineError as error:
                 polarizability = None
                 problems.append(str(error))

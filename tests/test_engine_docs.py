@@ -79,7 +79,7 @@ def test_the_pages_engine_labels_and_qualifies(water: Path, tmp_path: Path, caps
             {"charges": CHARGES, "colour": 1},
             "engine springs does not know the setting colour (known: charges",
         ),
-        ({}, "engine springs: .*missing 1 required positional argument: 'charges'"),
+        ({}, "engine springs needs the setting charges (charge of each element [e])"),
     ],
 )
 def test_the_pages_engine_refuses_in_one_line(water: Path, tmp_path: Path, settings, message, capsys) -> None:

@@ -30,7 +30,8 @@ from mimyria_wf.errors import EngineError, FieldSetError, LabelError, SpectrumEr
 from mimyria_wf.field_engine import FieldEngine, FieldResults
 from mimyria_wf.finite_field import field_vectors
 from mimyria_wf.frames import Trajectory
-from mimyria_wf.labels import read_labels
+from mimyria_wf.labelling import field_forces_file
+from mimyria_wf.labels import read_labels, total_charge
 from mimyria_wf.response import project_apt, project_pgt
 from mimyria_wf.tblite_engine import TbliteEngine
 from mimyria_wf.trajectory import open_trajectory, write_trajectory
@@ -45,8 +46,9 @@ class ModelEngine(FieldEngine):
     version = "1"
     level_of_theory = {"program": "model", "spring": 1.0}
 
-    def __init__(self, fail_after: int | None = None, spoil: str = ""):
+    def __init__(self, fail_after: int | None = None, spoil: str = "", factor: float = 1.0):
         self.n_points = 0
+        self.factor = factor
         self.fail_after = fail_after
         self.spoil = spoil
 
@@ -57,15 +59,28 @@ class ModelEngine(FieldEngine):
         return np.einsum("id,fg->idfg", positions**2, np.diag([1.0, 2.0, 3.0]) + 0.3)
 
     def field_results(self, atoms, vectors):
+        asked = vectors
         if self.fail_after is not None and self.n_points + len(vectors) > self.fail_after:
             raise EngineError("stopped")
         self.n_points += len(vectors)
-        linear = np.einsum("idf,kf->kid", self.apt(atoms.positions), vectors)
+        apt = self.apt(atoms.positions)
+        if charge := total_charge(atoms):  # which the forces of an ion add up to
+            apt += (charge * np.eye(3) - apt.sum(axis=0)) / len(atoms)
+        if self.spoil == "dead":
+            apt = np.zeros_like(apt)
+            vectors = 0 * vectors
+        linear = np.einsum("idf,kf->kid", apt, self.factor * vectors)
         quadratic = np.einsum("idfg,kf,kg->kid", self.pgt(atoms.positions), vectors, vectors) / 2
         forces = 0.01 * atoms.positions + linear + quadratic
         if self.spoil == "nan":
             forces[-1, 1] = np.nan
-        return FieldResults(vectors, forces[:, :-1] if self.spoil == "shape" else forces, self.version)
+        if self.spoil in ("KeyError", "KeyboardInterrupt"):
+            raise {"KeyError": KeyError, "KeyboardInterrupt": KeyboardInterrupt}[self.spoil]("Xx\nYy")
+        if self.spoil == "array":
+            return forces
+        if self.spoil == "fewer":
+            return FieldResults(asked[1:], forces[1:], self.version)
+        return FieldResults(asked, forces[:, :-1] if self.spoil == "shape" else forces, self.version)
 
 
 def snapshots(n: int = 4) -> list[ase.Atoms]:
@@ -207,6 +222,99 @@ def test_unusable_forces_are_refused(snapshot_file: Path, tmp_path: Path, spoil,
     assert [one.field_forces.point_names for one in kept] == (
         [("+x", "-x", "+y", "-y", "+z")] if spoil == "nan" else []
     )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("KeyError", "engine model failed for nve-000/0: KeyError: 'Xx\\\\nYy'"),
+        ("array", "engine model gave ndarray for nve-000/0: field_results must return .*FieldResults"),
+        ("fewer", "engine model gave 5 field points for nve-000/0, 6 were asked for"),
+    ],
+)
+def test_whatever_an_engine_raises_or_returns_is_one_line(snapshot_file: Path, tmp_path: Path, spoil, message):
+    engine, out = ModelEngine(spoil=spoil), tmp_path / "l.extxyz"
+    with pytest.raises(EngineError, match=message) as caught:
+        label_file(snapshot_file, engine, ["apt"], STEP, out)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(EngineError, match=message):
+        field_forces_file(snapshot_file, engine, list(field_vectors(STEP, ["apt"]).values()), tmp_path / "f.h5")
+    with pytest.raises(EngineError, match=message.replace("nve-000/0", "H2O")):
+        engine.forces(molecule("H2O"), np.array(list(field_vectors(STEP, ["apt"]).values())))
+
+
+def test_an_interruption_of_an_engine_is_none_of_its_errors(snapshot_file: Path, tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt):
+        label_file(snapshot_file, ModelEngine(spoil="KeyboardInterrupt"), ["apt"], STEP, tmp_path / "l.extxyz")
+
+
+def test_a_check_that_fails_is_one_line(snapshot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ModelEngine, "check", lambda self, atoms, targets, step: {}["Xx"])
+    with pytest.raises(EngineError, match="snapshot 0: engine model failed in check: KeyError: 'Xx'"):
+        label_file(snapshot_file, ModelEngine(), ["apt"], STEP, tmp_path / "l.extxyz")
+
+
+def test_forces_that_do_not_depend_on_the_field_are_refused(snapshot_file: Path, tmp_path: Path):
+    engine, forces = ModelEngine(spoil="dead"), tmp_path / "f.h5"
+    with pytest.raises(LabelError, match="engine model, nve-000/0: the forces do not depend on the field"):
+        label_file(snapshot_file, engine, ["apt", "pgt"], STEP, tmp_path / "l.extxyz", forces)
+    assert not (tmp_path / "l.extxyz").exists()
+    assert not read_field_forces(forces)
+    vectors = list(field_vectors(STEP, ["pgt"]).values())
+    with pytest.raises(LabelError, match="do not depend on the field, they are the same at all 13 points"):
+        field_forces_file(snapshot_file, engine, vectors, forces)
+    known = StoredFieldForces(
+        snapshots(1)[0], FieldForces(np.array(vectors), np.ones((13, 3, 3))), engine.level_of_theory, "model", "1"
+    )
+    write_field_forces(tmp_path / "known.h5", [known])
+    with pytest.raises(LabelError, match="do not depend on the field"):
+        label_file(snapshot_file, engine, ["apt"], STEP, tmp_path / "l.extxyz", points_known=tmp_path / "known.h5")
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (-1.0, "that of a charge of 1 e, not -1: the field's sign is reversed"),
+        (51.42, "that of a charge of -51.4 e, not -1: see the units"),
+        (1.25, "that of a charge of -1.25 e, not -1"),
+        (1.15, None),
+    ],
+)
+def test_a_charge_shows_sign_and_unit_of_the_field(tmp_path: Path, factor, message):
+    ase.io.write(tmp_path / "ion.extxyz", molecule("H2O"), format="extxyz")
+    engine = ModelEngine(factor=factor)
+
+    def label(targets):
+        label_file(tmp_path / "ion.extxyz", engine, targets, STEP, tmp_path / "l.extxyz", charge=-1)
+
+    if message is None:
+        label(["apt", "pgt"])
+        return
+    for targets in (["apt", "pgt"], ["apt"]):  # with the field-free point and without
+        with pytest.raises(LabelError, match=f"engine model, H2O: the net force in the fields is {message}"):
+            label(targets)
+    write_trajectory(tmp_path / "ion.h5", run(charge=-1))
+    with pytest.raises(LabelError, match="engine model, nve-000/0: the net force in the fields is"):
+        label_trajectory(open_trajectory(tmp_path / "ion.h5"), engine, ["apt"], STEP, tmp_path / "d.h5")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("version", None, "engine model: version must be text, got None"),
+        ("level_of_theory", {"cutoff": np.ones(2)}, "level_of_theory must be JSON, its 'cutoff' is not"),
+        ("level_of_theory", ["PBE"], r"level_of_theory must be a mapping that is not empty, got \['PBE'\]"),
+        ("level_of_theory", {}, "level_of_theory must be a mapping that is not empty"),
+    ],
+)
+def test_an_engine_must_be_able_to_key_labels(
+    snapshot_file: Path, reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name, value, message
+):
+    monkeypatch.setattr(ModelEngine, name, value)
+    with pytest.raises(EngineError, match=message):
+        label_file(snapshot_file, ModelEngine(), ["apt"], STEP, tmp_path / "l.extxyz")
+    with pytest.raises(EngineError, match=message):
+        label_trajectory(reader, ModelEngine(), ["apt"], STEP, tmp_path / "d.h5")
 
 
 def test_bad_field_forces_files_are_refused(snapshot_file: Path, tmp_path: Path):

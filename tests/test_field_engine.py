@@ -42,6 +42,7 @@ def test_problems_and_forces_say_the_same():
         ({"dipoles": np.ones((3, 2))}, r"dipoles must have shape \(3, 3\)"),
         ({"gaps": np.ones(2)}, r"gaps must have shape \(3,\)"),
         ({"field_vectors": np.ones(3)}, "field vectors must have shape"),
+        ({"version": None}, "the version must be text, got None"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(changes, message):
@@ -86,6 +87,26 @@ def test_settings_of_an_engine_are_checked():
     assert make_engine("tblite", {"eps_scf": 1e-6}).level_of_theory["accuracy"] == 0.05
     with pytest.raises(EngineError, match=r"tblite cannot vary basis \(known: eps_scf"):
         make_engine("tblite").varied(basis="big")
+
+
+def test_settings_that_do_not_fit_are_one_line(monkeypatch: pytest.MonkeyPatch):
+    class Named(FieldEngine):
+        name, version, level_of_theory = "named", "1", {"program": "named"}
+        settings = {"charge": "of an atom [e]", "cutoff": "[A]"}
+
+        def __init__(self, charge, cutoff=3.0):
+            self.charge, self.cutoff = float(charge), float(cutoff)
+
+        def field_results(self, atoms, vectors):
+            raise NotImplementedError
+
+    monkeypatch.setattr("mimyria_wf.field_engine.engine_class", lambda name: Named)
+    assert make_engine("named", {"charge": 1}).cutoff == 3.0
+    with pytest.raises(EngineError, match=r"^engine named needs the setting charge \(of an atom \[e\]\)$"):
+        make_engine("named", {"cutoff": 2})
+    message = '^engine named cannot be set up with charge 1, cutoff "far": ValueError: could not convert .* float'
+    with pytest.raises(EngineError, match=message):
+        make_engine("named", {"charge": 1, "cutoff": "far"})
 
 
 def test_a_point_that_fails_alone_names_itself():
