@@ -183,6 +183,10 @@ class Cp2kEngine(ProgramEngine):
             return f"CP2K aborted: {found.aborted}"
         return super().exit_reason(folder, run, status)
 
+    def identity(self) -> list[list[Any]]:
+        """Return what tells one installation from another: the version, too, for it may sit in a shared library."""
+        return [*super().identity(), [self.version]]
+
     def read(self, folder: Path, atoms: ase.Atoms, vectors: Mapping[str, Array]) -> FieldResults:
         """Read CP2K's files."""
         found = read_field_results(folder, vectors, atoms, file_name)

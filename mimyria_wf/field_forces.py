@@ -1,17 +1,19 @@
 """Forces of snapshots at their field points, and the file that keeps every one that was ever computed.
 
-A field-forces file (HDF5) has one group for each configuration and level of theory and is on disk after each
-snapshot. A run that was cut off and is started again computes only what is missing, and an APT set grows into a PGT
-set.
+A field-forces file (HDF5) has one group for each configuration, level of theory and version of the program and is on
+disk after each snapshot. A run that was cut off and is started again computes only what is missing, and an APT set
+grows into a PGT set. Points of two versions stay apart: a tensor is a difference of forces that agree in all but the
+last digits, and a shift of 1e-6 E_h/a0 between six points of one version and seven of another is a PGT off by ten.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +22,18 @@ import h5py
 import numpy as np
 
 from mimyria_wf.errors import LabelError
-from mimyria_wf.finite_field import FieldDiagnostics, diagnostics, noise_errors, point_name, response_tensors
+from mimyria_wf.finite_field import (
+    FieldDiagnostics,
+    diagnostics,
+    field_vectors,
+    noise_errors,
+    point_name,
+    response_tensors,
+)
 from mimyria_wf.labels import (
     configuration_key,
     level_of_theory_key,
     matching_rows,
-    missing_points,
     multiplicity,
     total_charge,
 )
@@ -64,6 +72,7 @@ class FieldForces:
         dipoles: (n_fields, 3) [e a0], NaN where unknown, or None; see :class:`mimyria_wf.field_engine.FieldResults`.
         gaps: (n_fields,) in each field [eV], NaN where unknown, or None.
         dipole_quanta: (3, 3) rows by which a periodic dipole is undetermined [e a0], or None.
+        version: of the program that computed all of them, "" where it is not recorded.
     """
 
     field_vectors: Array
@@ -71,6 +80,7 @@ class FieldForces:
     dipoles: Array | None = None
     gaps: Array | None = None
     dipole_quanta: Array | None = None
+    version: str = ""
 
     def __post_init__(self) -> None:
         """Check that shapes fit and that vectors and forces are finite."""
@@ -104,7 +114,7 @@ class FieldForces:
     def errors(self) -> dict[str, float]:
         """Return by tensor the standard error of an element [e], [e^2 a0/E_h], rms over elements; empty if unknown.
 
-        From the forces' own scatter, see :func:`mimyria_wf.finite_field.noise_errors`.
+        From the forces' own scatter, see :func:`mimyria_wf.finite_field.noise_errors`, also for what it cannot see.
         """
         found = noise_errors(self.field_vectors, self.forces)
         by_name = {} if found is None else {"apt": found.apt, "pgt": found.pgt}
@@ -125,16 +135,20 @@ class FieldForces:
             dipoles=None if self.dipoles is None else self.dipoles[rows],
             gaps=None if self.gaps is None else self.gaps[rows],
             dipole_quanta=self.dipole_quanta,
+            version=self.version,
         )
 
     def joined(self, other: FieldForces) -> FieldForces:
-        """Return these points and then the other's."""
+        """Return these points and then the other's; LabelError if two versions of a program computed them."""
+        if self.version != other.version:
+            raise LabelError(f"points of versions {self.version or 'unknown'} and {other.version or 'unknown'} joined")
         return FieldForces(
             np.concatenate([self.field_vectors, other.field_vectors]),
             np.concatenate([self.forces, other.forces]),
             dipoles=_joined(self.dipoles, other.dipoles, (len(self.forces), 3), (len(other.forces), 3)),
             gaps=_joined(self.gaps, other.gaps, (len(self.forces),), (len(other.forces),)),
             dipole_quanta=other.dipole_quanta if self.dipole_quanta is None else self.dipole_quanta,
+            version=self.version,
         )
 
 
@@ -156,17 +170,26 @@ class StoredFieldForces:
     engine_version: str
 
 
+def known_version(version: str) -> str | None:
+    """Return what an engine says of its version, None where it does not know it (yet)."""
+    return None if version in ("", "unknown") else version
+
+
 class FieldForcesStore:
-    """Forces known so far, by configuration and level of theory.
+    """Forces known so far, by configuration, level of theory and version of the program.
 
     Args:
         path: HDF5 file; what it holds already is known, what is added is on disk when :meth:`add` returns.
             None keeps everything in memory.
+
+    Attributes:
+        n_added: points that :meth:`add` has taken in.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = None if path is None else Path(path)
-        self._known: dict[tuple[str, str], FieldForces] = {}
+        self.n_added = 0
+        self._known: dict[tuple[str, str], dict[str, FieldForces]] = {}
         if self.path is None:
             return
         if self.path.is_file():
@@ -180,40 +203,78 @@ class FieldForcesStore:
         """Know what another field-forces file holds, too, without copying it into this one."""
         for stored in iterate_field_forces(path):
             key = (configuration_key(stored.atoms), level_of_theory_key(stored.level_of_theory))
-            self._known[key] = self._merged(key, stored.field_forces)
+            merged = self._merged(key, stored.engine_version, stored.field_forces)
+            self._known.setdefault(key, {})[stored.engine_version] = merged
 
-    def points(self) -> dict[tuple[str, str], Array]:
-        """Return the known field vectors by (configuration_key, level_of_theory_key), for `missing_points`."""
-        return {key: known.field_vectors for key, known in self._known.items()}
+    def versions(self, atoms: ase.Atoms, level: Mapping[str, Any]) -> list[str]:
+        """Return the versions that this snapshot was computed with."""
+        return sorted(self._known.get((configuration_key(atoms), level_of_theory_key(level)), {}))
 
     def missing(
-        self, atoms: ase.Atoms, level: Mapping[str, Any], targets: Sequence[str], step: float
+        self,
+        atoms: ase.Atoms,
+        level: Mapping[str, Any],
+        targets: Sequence[str],
+        step: float,
+        version: str | None = None,
     ) -> dict[str, Array]:
-        """Return the field points of a snapshot still to be computed, by name."""
-        key = (configuration_key(atoms), level_of_theory_key(level))
-        known = {key: self._known[key].field_vectors} if key in self._known else {}
-        return missing_points(known, atoms, level, targets, step)
+        """Return the field points of a snapshot still to be computed, by name; `version` as in :meth:`get`."""
+        wanted = field_vectors(step, targets)
+        vectors = np.array(list(wanted.values()))
+        known = self.get(atoms, level, version, vectors, step)
+        rows = matching_rows(np.empty((0, 3)) if known is None else known.field_vectors, vectors, step)
+        return {name: vector for (name, vector), row in zip(wanted.items(), rows, strict=True) if row is None}
 
-    def get(self, atoms: ase.Atoms, level: Mapping[str, Any]) -> FieldForces | None:
-        """Return what is known of this snapshot."""
-        return self._known.get((configuration_key(atoms), level_of_theory_key(level)))
+    def get(
+        self,
+        atoms: ase.Atoms,
+        level: Mapping[str, Any],
+        version: str | None = None,
+        wanted: Array | None = None,
+        step: float = 1.0,
+    ) -> FieldForces | None:
+        """Return what is known of this snapshot from one version of the program.
+
+        Args:
+            atoms: the snapshot.
+            level: the level of theory.
+            version: the one that computes now. None: not known yet, the version is taken that has most of the points.
+            wanted: (n, 3) points that count [E_h/(e a0)]; None: all.
+            step: shortest field among them [E_h/(e a0)].
+        """
+        known = self._known.get((configuration_key(atoms), level_of_theory_key(level)), {})
+        if version is not None:
+            return known.get(version)
+
+        def rank(name: str) -> tuple[int, str]:
+            vectors = known[name].field_vectors
+            rows: Sequence[int | None] = range(len(vectors)) if wanted is None else matching_rows(vectors, wanted, step)
+            return sum(row is not None for row in rows), name
+
+        return known[max(known, key=rank)] if known else None
 
     def add(self, atoms: ase.Atoms, new: FieldForces, engine: Engine) -> FieldForces:
-        """Keep these points and return all that is known of the snapshot."""
-        return self.add_stored(StoredFieldForces(atoms, new, engine.level_of_theory, engine.name, engine.version))
+        """Keep these points and return all that is known of the snapshot from the version that computed them.
+
+        That version is the points' own, where they say it, else the engine's.
+        """
+        self.n_added += len(new.field_vectors)
+        version = known_version(new.version) or engine.version
+        return self.add_stored(StoredFieldForces(atoms, new, engine.level_of_theory, engine.name, version))
 
     def add_stored(self, new: StoredFieldForces) -> FieldForces:
-        """Keep the points of another store, and return all that is known of that snapshot."""
+        """Keep the points of another store, and return all that is known of that snapshot from their version."""
         key = (configuration_key(new.atoms), level_of_theory_key(new.level_of_theory))
-        merged = self._merged(key, new.field_forces)
+        merged = self._merged(key, new.engine_version, new.field_forces)
         if self.path is not None:
             with _uninterrupted(), _opened(self.path, "r+") as file:
                 _write_group(file, key, new, merged)
-        self._known[key] = merged
+        self._known.setdefault(key, {})[new.engine_version] = merged
         return merged
 
-    def _merged(self, key: tuple[str, str], new: FieldForces) -> FieldForces:
-        known = self._known.get(key)
+    def _merged(self, key: tuple[str, str], version: str, new: FieldForces) -> FieldForces:
+        new = replace(new, version=version)
+        known = self._known.get(key, {}).get(version)
         if known is None:
             return new
         if known.forces.shape[1] != new.forces.shape[1]:
@@ -225,7 +286,12 @@ class FieldForcesStore:
 
 
 def _write_group(file: h5py.File, key: tuple[str, str], new: StoredFieldForces, merged: FieldForces) -> None:
-    name = "/".join(key)
+    configuration, level = key
+    plain = "/".join(key)  # how files named it when they held one version only
+    if plain in file and str(file[plain].attrs["engine_version"]) == new.engine_version:
+        del file[plain]
+    version = hashlib.sha256(new.engine_version.encode()).hexdigest()
+    name = f"{configuration}/{level}-{version[:16]}"
     if name in file:
         del file[name]
     group = file.create_group(name)
@@ -291,9 +357,11 @@ def iterate_field_forces(path: str | Path) -> Iterator[StoredFieldForces]:
                     )
                     atoms.info.update(json.loads(group.attrs["info"]))
                     optional = {name: group[name][()] for name in _OPTIONAL_UNITS if name in group}
-                    forces = FieldForces(group["field_vectors"][()], group["forces"][()], **optional)
                     theory = json.loads(group.attrs["level_of_theory"])
                     made_by = str(group.attrs["engine"]), str(group.attrs["engine_version"])
+                    forces = FieldForces(
+                        group["field_vectors"][()], group["forces"][()], **optional, version=made_by[1]
+                    )
                 except KeyError as error:
                     raise LabelError(
                         f"{path}: group {configuration[:12]} is incomplete ({error}): remove the file"
@@ -309,7 +377,7 @@ def read_field_forces(path: str | Path) -> list[StoredFieldForces]:
 
 
 def write_field_forces(path: str | Path, stored: Iterable[StoredFieldForces]) -> None:
-    """Add snapshots to a field-forces file, which is made if need be; points already there are kept."""
+    """Add snapshots to a field-forces file, which is made if need be; points already there are kept, by version."""
     store = FieldForcesStore(path)
     for one in stored:
         store.add_stored(one)

@@ -237,9 +237,15 @@ class ProgramEngine(FieldEngine):
         """Return the line about a program that cannot be started."""
         return f"engine {self.name}: {self.command[0]} cannot be run ({error.strerror}): give --command"
 
+    def identity(self) -> list[list[Any]]:
+        """Return what tells one installation from another before it runs: files in the command, size and time."""
+        found = [shutil.which(word) for word in self.command]
+        files = [Path(word).resolve() for word in found if word is not None]
+        return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
     def key(self, runs: Sequence[ProgramRun]) -> str:
         """Return what decides the results of these runs, as one hash."""
-        record = [
+        record: list[Any] = [
             [
                 list(self.command),
                 run.folder,
@@ -251,6 +257,7 @@ class ProgramEngine(FieldEngine):
             ]
             for run in runs
         ]
+        record.append(self.identity())
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
