@@ -10,10 +10,10 @@ import ase
 import numpy as np
 from numpy.typing import NDArray
 
-from mimyria_wf.engines import FieldForcesStore, computed, label_trajectory
+from mimyria_wf.engines import FieldForcesStore, completed, label_trajectory
 from mimyria_wf.errors import EngineError, FieldSetError, LabelError
 from mimyria_wf.field_engine import FieldEngine
-from mimyria_wf.labels import configuration_key, matching_rows, read_labels, read_snapshots, write_labels
+from mimyria_wf.labels import configuration_key, read_labels, read_snapshots, write_labels
 from mimyria_wf.metrics import tensor_errors
 from mimyria_wf.trajectory import open_trajectory
 
@@ -53,19 +53,14 @@ def field_forces_file(
     step = float(lengths[lengths > 0].min(initial=1.0))
     snapshots = stated_snapshots(path, charge, multiplicity)
     store = FieldForcesStore(out)
-    n_computed = 0
     failures: list[str] = []
+    notes: list[str] = []
     for index, atoms in enumerate(snapshots):
-        known = store.get(atoms, engine.level_of_theory)
-        rows = matching_rows(known.field_vectors, wanted, step) if known is not None else [None] * len(wanted)
-        missing = wanted[[row is None for row in rows]]
-        if len(missing):
-            try:
-                computed(engine, atoms, missing, store)
-            except EngineError as error:
-                failures.append(f"snapshot {index}: {error}")
-                continue
-            n_computed += len(missing)
+        try:
+            completed(engine, atoms, wanted, step, store, notes)
+        except EngineError as error:
+            failures.append(f"snapshot {index}: {error}")
+            continue
         if progress is not None:
             progress(index + 1, len(snapshots), "field sets")
     if failures:
@@ -74,10 +69,11 @@ def field_forces_file(
         "field_forces": str(out),
         "n_snapshots": len(snapshots),
         "n_points": len(snapshots) * len(wanted),
-        "n_points_computed": n_computed,
+        "n_points_computed": store.n_added,
         "engine": engine.name,
         "engine_version": engine.version,
         "level": dict(engine.level_of_theory),
+        **({"warnings": notes} if notes else {}),
     }
 
 
