@@ -2,6 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import ase.io
@@ -10,6 +14,7 @@ import pytest
 from ase.build import molecule
 
 from mimyria_wf.cli import main
+from mimyria_wf.errors import EngineError
 from mimyria_wf.field_engine import known_engines, make_engine
 from mimyria_wf.finite_field import field_vectors, response_tensors
 from mimyria_wf.labels import read_labels
@@ -26,13 +31,14 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = PAGE.read_text()
     (module,) = re.findall(r'```python title="springs_engine.py"\n(.*?)```', page, flags=re.DOTALL)
     (project,) = re.findall(r'```toml title="pyproject.toml of its package"\n(.*?)```', page, flags=re.DOTALL)
-    group, entry = re.fullmatch(r'\[project\.entry-points\."(.+)"\]\n(.+)\n', project).groups()
+    ((group, entries),) = tomllib.loads(project)["project"]["entry-points"].items()
     site = tmp_path / "site-packages"
     metadata = site / "springs_engine-1.0.dist-info"
     metadata.mkdir(parents=True)
     (site / "springs_engine.py").write_text(module)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: springs-engine\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[{group}]\n{entry.replace(chr(34), '')}\n")
+    lines = [f"{name} = {target}" for name, target in entries.items()]
+    (metadata / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))
     monkeypatch.syspath_prepend(str(site))
 
 
@@ -122,3 +128,77 @@ def test_the_pages_engine_is_what_response_tensors_expect() -> None:
     apt, pgt = closed_form(atoms)
     np.testing.assert_allclose(tensors.apt, apt, atol=1e-12)
     np.testing.assert_allclose(tensors.pgt, pgt, atol=1e-8)  # round-off 1e-16 / field**2
+
+
+def test_the_pages_package_installs(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    page = PAGE.read_text()
+    for title, name in (
+        ("springs_engine.py", "springs_engine.py"),
+        ("pyproject.toml of its package", "pyproject.toml"),
+    ):
+        (text,) = re.findall(rf'```\w+ title="{title}"\n(.*?)```', page, flags=re.DOTALL)
+        (tmp_path / "package").mkdir(exist_ok=True)
+        (tmp_path / "package" / name).write_text(text)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "pip", "install", *options, str(tmp_path / "package")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (found,) = distributions(path=[str(tmp_path / "site")])
+    (entry,) = found.entry_points
+    assert (entry.group, entry.name, entry.value) == ("mimyria_wf.engines", "springs", "springs_engine:SpringsEngine")
+    assert (tmp_path / "site" / "springs_engine.py").is_file()
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_pages_engine_heeds_charge_and_multiplicity(water: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["label", str(water), "--engine", "springs", "--settings", json.dumps({"charges": CHARGES})]
+    for more in (["--charge", "1"], ["--multiplicity", "3"]):
+        assert main([*arguments, *more, "-o", str(tmp_path / "l.extxyz")]) == 1
+        assert "springs: the charges add up to 0 in a singlet" in capsys.readouterr().err
+
+
+CALCULATOR = """
+import numpy as np
+from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
+
+class FieldCalculator(Calculator):
+    implemented_properties = ["forces", "dipole"]
+
+    def __init__(self, field, charge, threshold):
+        super().__init__()
+        self.field, self.charge, self.threshold = field, charge, threshold
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        if self.field[2] < -0.04:
+            raise CalculationFailed("SCF did not\\nconverge")
+        charges = np.array([-0.8 if z == 8 else 0.4 for z in self.atoms.numbers]) + self.charge / len(self.atoms)
+        self.results = {"forces": np.outer(charges, self.field), "dipole": charges @ self.atoms.positions}
+"""
+
+
+def test_the_pages_ase_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (module,) = re.findall(r'```python title="ase_engine.py"\n(.*?)```', PAGE.read_text(), flags=re.DOTALL)
+    (tmp_path / "ase_engine.py").write_text(module)
+    (tmp_path / "my_calculator.py").write_text(CALCULATOR)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from ase_engine import AseEngine
+
+    atoms = molecule("H2O")
+    vectors = np.array(list(field_vectors(1e-3, ["apt"]).values()))
+    found = AseEngine().field_results(atoms, vectors)
+    assert found.problems == ("",) * 5 + ("SCF did not converge",)
+    charges = np.array([CHARGES[symbol] for symbol in atoms.get_chemical_symbols()])
+    np.testing.assert_allclose(found.forces[0], np.outer(charges, vectors[0]), rtol=1e-12)
+    np.testing.assert_allclose(found.dipoles[0], charges @ atoms.positions / BOHR)
+    assert AseEngine().varied(eps_scf=1e-6).level_of_theory["threshold"] == 1e-6
+    with pytest.raises(EngineError, match="only closed-shell clusters"):
+        AseEngine().field_results(molecule("H2O", pbc=True, cell=[9, 9, 9]), vectors)
+
+
+@pytest.mark.usefixtures("installed", "water")
+def test_the_pages_campaign_is_valid(tmp_path: Path) -> None:
+    (text,) = re.findall(r'```yaml title="water_springs.yaml"\n(.*?)```', PAGE.read_text(), flags=re.DOTALL)
+    (tmp_path / "water_springs.yaml").write_text(text)
+    assert main(["validate", str(tmp_path / "water_springs.yaml"), "--without-aiida"]) == 0
