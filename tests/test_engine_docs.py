@@ -202,3 +202,16 @@ def test_the_pages_campaign_is_valid(tmp_path: Path) -> None:
     (text,) = re.findall(r'```yaml title="water_springs.yaml"\n(.*?)```', PAGE.read_text(), flags=re.DOTALL)
     (tmp_path / "water_springs.yaml").write_text(text)
     assert main(["validate", str(tmp_path / "water_springs.yaml"), "--without-aiida"]) == 0
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_traceback_is_shown_only_on_request(water: Path, tmp_path: Path, monkeypatch, capsys, debug) -> None:
+    import springs_engine
+
+    monkeypatch.setattr(springs_engine.SpringsEngine, "field_results", lambda self, atoms, vectors: {}["Xx"])
+    arguments = ["label", str(water), "--engine", "springs", "--settings", json.dumps({"charges": CHARGES})]
+    assert main([*arguments, *["--debug"] * debug, "-o", str(tmp_path / "l.extxyz")]) == 1
+    *traceback, last = capsys.readouterr().err.splitlines()
+    assert last == "error: engine springs failed for H2O: KeyError: 'Xx'"
+    assert any("Traceback" in line for line in traceback) == debug
