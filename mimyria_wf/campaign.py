@@ -83,6 +83,9 @@ RESOURCES = (
 DEFAULT_FIELD_STEPS: Mapping[str, float] = {"tblite": 1e-3}
 """Field steps [E_h/(e a0)]: on the plateau for tblite; :data:`PAPER_FIELD_STEP` for all others."""
 PAPER_FIELD_STEP = 5e-4
+
+TIGHTEST_SCF: Mapping[str, float] = {"cp2k": 1e-10, "vasp": 1e-9}
+"""Thresholds that an SCF can still be expected to get to; a tenth of the labels' own is not tried below it."""
 """Minimum of the curves in Figs. 1 and 2 of the paper [E_h/(e a0)]."""
 DEFAULT_SNAPSHOTS_PER_JOB: Mapping[str, int] = {"tblite": 20}
 ENGINES = ("tblite", "cp2k", "vasp")
@@ -726,15 +729,15 @@ class QualificationTolerances(Section):
     sum_rule: Positive = Field(0.05, description="What projecting tensors on the sum rules may change.")
     field_scale: Positive = Field(0.02, description="Field felt at mixed points over the field given, distance from 1.")
     gap: Positive = Field(0.2, description="Smallest gap of what counts as an insulator [eV].")
-    drop: Positive = Field(0.5, description="Potential drop of the field over a cell, as a share of the gap.")
+    drop: Positive = Field(1.0, description="Potential drop of the field over a cell, as a share of the gap.")
 
 
 class QualificationSection(Section):
     """Whether field step and SCF threshold give sound labels, tried on a snapshot before anything else is spent.
 
     `true` and `{}` stand for the defaults, `false` switches it off. Without this section, a short one runs for
-    every engine but `tblite`: two field steps at the level of theory as it is, and the APT of one atom from
-    displacements.
+    every engine but `tblite`: CP2K and VASP at the level of theory as it is and at a tenth of its threshold, others at
+    two field steps, and the APT of one atom from displacements.
     """
 
     run: Bool = Field(True, description="Whether to qualify at all.")
@@ -747,12 +750,14 @@ class QualificationSection(Section):
     field_steps_au: tuple[Positive, ...] = Field(
         (),
         description="Field steps to screen, two or more; that of the labels is always among them (default: "
-        "`labels.field_step_au` and twice that; with `auto` 2.5e-4, 5e-4, 1e-3 and 2e-3).",
+        "`labels.field_step_au` alone where two thresholds are screened, else with twice that; with `auto` 2.5e-4, "
+        "5e-4, 1e-3 and 2e-3).",
     )
     thresholds: tuple[Positive, ...] = Field(
         (),
         description="Thresholds of the SCF to screen: EPS_SCF (CP2K), EDIFF (VASP), accuracy (tblite); that of the "
-        "labels is always among them (default: that one alone; with `auto` four powers of ten).",
+        "labels is always among them (default: that one, of CP2K and VASP with a tenth of it, unless several steps are "
+        "screened; with `auto` four powers of ten).",
     )
     grid: Literal["cross", "full"] = Field(
         "cross",
@@ -765,7 +770,7 @@ class QualificationSection(Section):
     )
     spatial_targets: tuple[Target, ...] = Field(
         ("apt",),
-        description="Which tensors those are: 6 points an atom for `apt`, 42 for `pgt`, which holds the APT.",
+        description="Which tensors those are: 6 points an atom for `apt`, 24 for `pgt`, which holds the APT.",
     )
     displacement_A: Positive = Field(0.01, description="Displacement of those atoms.")
     tolerances: QualificationTolerances = Field(
@@ -1490,9 +1495,8 @@ class Campaign(Section):
         assert labels.engine is not None
         section = self.qualification or QualificationSection.model_validate({})
         steps: set[float] = set(section.field_steps_au)
-        if not steps:
-            is_open = labels.field_step_au == "auto"
-            steps = set(QualificationSettings().steps) if is_open else {labels.field_step, 2 * labels.field_step}
+        if not steps and labels.field_step_au == "auto":
+            steps = set(QualificationSettings().steps)
         if labels.field_step_au != "auto":
             steps.add(labels.field_step)
         thresholds: set[float] = set(section.thresholds)
@@ -1500,6 +1504,14 @@ class Campaign(Section):
             thresholds = set(THRESHOLDS[labels.engine])
         elif thresholds and own is not None and labels.scf_threshold != "auto":
             thresholds.add(own)
+        if not steps - {labels.field_step} and len(thresholds) < 2:
+            # a tenth of the threshold sees a response that is incomplete, twice the step does not
+            tight = None if own is None else own / 10
+            if not thresholds and tight is not None and tight >= TIGHTEST_SCF.get(labels.engine, np.inf):
+                assert own is not None
+                thresholds = {own, tight}
+            else:
+                steps.add(2 * labels.field_step)
         atoms = section.atoms
         if atoms is None:
             has_dipoles = labels.vasp is None or labels.vasp.method == "finite-field"
@@ -1511,6 +1523,7 @@ class Campaign(Section):
             grid=section.grid,
             targets=self.targets,
             atoms=atoms,
+            requires_spatial=section.atoms is not None,
             displacement=section.displacement_A,
             polarizability="fields" if "pgt" in section.spatial_targets else "none",
             tolerances=Tolerances(**section.tolerances.model_dump()),

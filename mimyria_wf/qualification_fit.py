@@ -1,7 +1,8 @@
 """What tensors at several field steps say about each other: their limit, their noise, their error.
 
 T(h) = T + K h^2 + noise, where the noise of one force, sigma, enters an APT as sigma/h and a PGT as sigma/h^2: the two
-arms of the U. Nothing of this needs to know T.
+arms of the U. The error of F(0) enters a PGT as c/h^2, the same c at all steps, and may be of another size than sigma,
+since programs start the point without field from another guess than the others. Nothing of this needs to know T.
 """
 
 from __future__ import annotations
@@ -63,32 +64,67 @@ class Spread:
         found["mean"] = float(np.mean(list(found.values()))) if found else float("nan")
         return found
 
-    def r2(self, squares: Array, numbers: Array) -> float:
-        """Return 1 - (error over spread)^2 by component, averaged over components, then over species (Eq. 15)."""
+    def mean_square(self, squares: Array, numbers: Array) -> float:
+        """Return squared errors over squared spread, averaged over atoms and components, then over species."""
         flat = np.asarray(squares, dtype=float).reshape(len(numbers), -1)
         values = []
         for number in np.unique(numbers):
             scale = self.scales[int(number)]
             ratio = flat[numbers == number].mean(axis=0) / np.where(scale > 0, scale, np.nan) ** 2
             if np.isfinite(ratio).any():
-                values.append(float(np.nanmean(1 - ratio)))
+                values.append(float(np.nanmean(ratio)))
         return float(np.mean(values)) if values else float("nan")
+
+    def r2(self, squares: Array, numbers: Array) -> float:
+        """Return 1 - (error over spread)^2 by component, averaged over components, then over species (Eq. 15)."""
+        return 1 - self.mean_square(squares, numbers)
 
 
 def noise_of_tensor(target: str) -> tuple[Array, Array]:
-    """Return how noise sigma of single forces enters a tensor: own and shared variances by component.
+    """Return how errors of single forces enter a tensor: variances by component, in units of the force's.
 
-    The covariance of a component at steps h_j and h_k is sigma^2 (own delta_jk + shared) / (h_j h_k)^p, p = 1 for the
-    APT and 2 for the PGT: F(+) - F(-) over 2 h, F(+) + F(-) - 2 F(0) over h^2, and of mixed points
-    (D - S_x - S_y) / 2 over h^2, where F(0) is one force for all steps.
+    F(+) - F(-) over 2 h for the APT, F(+) + F(-) - 2 F(0) over h^2 for the PGT, and of its mixed points
+    (D - S_x - S_y) / 2 over h^2, D and S being such differences: to be divided by h^2 (APT) or h^4 (PGT).
 
     Returns:
-        two arrays of the shape of one atom's tensor.
+        what points in fields contribute, and what F(0) does, each of the shape of one atom's tensor.
     """
     if target == "apt":
         return np.full((3, 3), 0.5), np.zeros((3, 3))
     diagonal = np.broadcast_to(np.eye(3, dtype=bool), (3, 3, 3))
     return np.where(diagonal, 2.0, 1.5), np.where(diagonal, 4.0, 1.0)
+
+
+def _second_differences() -> Array:
+    """Return (6, 9), which makes the six second differences over h^2 of Q: Q_aa, and Q_aa + Q_bb + Q_ab + Q_ba."""
+    rows = []
+    for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)):
+        row = np.zeros((3, 3))
+        for pair in {(a, a), (b, b), (a, b), (b, a)}:
+            row[pair] = 1.0
+        rows.append(row.ravel())
+    return np.array(rows)
+
+
+DIFFERENCES = _second_differences()
+"""(6, 9): their noise is 2 sigma^2 / h^4, independent of one another but for F(0), of which each has -2 F(0) / h^2."""
+
+FROM_DIFFERENCES = np.linalg.pinv(DIFFERENCES)
+"""(9, 6): back to Q, symmetric."""
+
+
+def without_noise(squares: Array, variance: Array) -> float:
+    """Return the share of mean squares that their variance does not explain, with a standard error of the latter added.
+
+    Args:
+        squares: squared estimates, any shape.
+        variance: of the estimates, any shape that can be broadcast.
+    """
+    mean = float(np.mean(squares))
+    if mean <= 0:
+        return 0.0
+    explained = float(np.mean(np.broadcast_to(variance, np.shape(squares)))) / mean
+    return max(0.0, 1 - explained * max(0.0, 1 - np.sqrt(2 / np.size(squares))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,28 +135,58 @@ class Plateau:
         target: "apt" or "pgt".
         limit: (n_atoms, ...) T.
         slope: (n_atoms, ...) K, the next order in h.
-        noise: sigma, standard deviation of a force component [E_h/a0].
+        zero: (n_atoms, 3) error of F(0) in a PGT, zeros for an APT, where it cancels [E_h/a0].
+        noise: sigma, standard deviation of a force component in a field [E_h/a0].
         n_used: steps that the fit went through, smallest first.
-        limit_variance: (...) variance of the limit's components, by the shape of one atom's tensor.
+        limit_variance, slope_variance: (...) variances of both, by the shape of one atom's tensor.
+        zero_variance: of `zero`.
     """
 
     target: str
     limit: Array
     slope: Array
+    zero: Array
     noise: float
     n_used: int
     limit_variance: Array
+    slope_variance: Array
+    zero_variance: float
 
-    def expected_squares(self, step: float, noise: float | None = None) -> Array:
-        """Return (n_atoms, ...) expected squared errors of tensors at a step, for this or another force noise."""
-        own, shared = noise_of_tensor(self.target)
-        sigma = self.noise if noise is None else noise
-        power = 1 if self.target == "apt" else 2
-        return np.asarray((self.slope * step**2) ** 2 + sigma**2 * (own + shared) / step ** (2 * power))
+    @property
+    def has_next_order(self) -> bool:
+        """Whether K is told from noise: by three standard errors of its mean square.
+
+        The nine components of a PGT have one c, so that their errors are not independent.
+        """
+        allowed = 1 + 3 * np.sqrt(2 / (self.slope.size / (1 if self.target == "apt" else 9)))
+        return bool(np.mean(self.slope**2) > allowed * np.mean(self.slope_variance))
+
+    @property
+    def zero_noise(self) -> float:
+        """Standard deviation of a component of F(0) [E_h/a0]."""
+        return float(np.sqrt(np.mean(self.zero**2) * without_noise(self.zero**2, np.array(self.zero_variance))))
+
+    def next_order_squares(self, step: float) -> Array:
+        """Return (n_atoms, ...) squared errors that the next order in h makes at a step."""
+        squares = self.slope**2
+        return np.asarray(squares * without_noise(squares, self.slope_variance) * step**4)
+
+    def noise_squares(self, step: float) -> Array:
+        """Return (n_atoms, ...) squared errors that are expected at a step from noise, that of F(0) included."""
+        own, of_zero = noise_of_tensor(self.target)
+        squares = np.broadcast_to(self.noise**2 * own, self.limit.shape)
+        if self.target == "apt":
+            return np.asarray(squares / step**2)
+        squares = squares + of_zero * self.zero_noise**2
+        return np.asarray(squares / step**4)
+
+    def expected_squares(self, step: float) -> Array:
+        """Return (n_atoms, ...) expected squared errors of tensors at a step."""
+        return self.next_order_squares(step) + self.noise_squares(step)
 
 
 def fit_plateau(target: str, steps: Sequence[float], tensors: Array) -> Plateau:
-    """Return the limit of tensors at three or more steps, by least squares with the covariance of their noise.
+    """Return the limit of tensors at three or more steps, by least squares with the variances of their noise.
 
     Large steps are left out as long as that lowers the noise which the fit finds, since the order after the next shows
     in them.
@@ -140,23 +206,57 @@ def fit_plateau(target: str, steps: Sequence[float], tensors: Array) -> Plateau:
 
 
 def _fit(target: str, h: Array, tensors: Array) -> Plateau:
-    own, shared = noise_of_tensor(target)
-    power = 1 if target == "apt" else 2
-    design = np.stack([np.ones(len(h)), (h / h[-1]) ** 2], axis=1)
-    limit, slope = np.zeros(tensors.shape[1:]), np.zeros(tensors.shape[1:])
-    variance = np.zeros(own.shape)
-    chi2 = 0.0
-    for a, b in {(float(a), float(b)) for a, b in zip(own.ravel(), shared.ravel())}:
-        chosen = (own == a) & (shared == b)
-        covariance = (a * np.eye(len(h)) + b) / np.outer(h, h) ** power
-        weights = np.linalg.inv(covariance / covariance[-1, -1]) / covariance[-1, -1]
-        normal = np.linalg.inv(design.T @ weights @ design)
-        values = tensors[:, :, chosen]
-        best = np.einsum("cj,jid->cid", normal @ design.T @ weights, values)
-        left = values - np.einsum("jc,cid->jid", design, best)
-        chi2 += float(np.einsum("jid,jk,kid->", left, weights, left))
-        limit[:, chosen], slope[:, chosen] = best[0], best[1] / h[-1] ** 2
-        variance[chosen] = normal[0, 0]
-    n_free = (len(h) - 2) * limit.size
-    sigma = float(np.sqrt(chi2 / n_free))
-    return Plateau(target, limit, slope, sigma, len(h), sigma**2 * variance)
+    return _fit_apt(h, tensors) if target == "apt" else _fit_pgt(h, tensors)
+
+
+def _fit_apt(h: Array, tensors: Array) -> Plateau:
+    t = h / h[-1]
+    design = np.stack([t, t**3], axis=1)  # times h, which makes noise the same at all steps
+    normal = np.linalg.inv(design.T @ design)
+    values = (tensors * t[:, None, None, None]).reshape(len(h), -1)
+    best = normal @ design.T @ values
+    squares = float(np.sum((values - design @ best) ** 2)) / ((len(h) - 2) * values.shape[1])
+    shape = tensors.shape[1:]
+    return Plateau(
+        target="apt",
+        limit=best[0].reshape(shape),
+        slope=best[1].reshape(shape) / h[-1] ** 2,
+        zero=np.zeros(shape[:2]),
+        noise=float(np.sqrt(2 * squares) * h[-1]),
+        n_used=len(h),
+        limit_variance=np.full(shape[1:], squares * normal[0, 0]),
+        slope_variance=np.full(shape[1:], squares * normal[1, 1] / h[-1] ** 4),
+        zero_variance=0.0,
+    )
+
+
+def _fit_pgt(h: Array, tensors: Array) -> Plateau:
+    """Fit the six second differences at once, T + K h^2 each, and one c / h^2 for all of an atom's force component."""
+    t = (h / h[-1]) ** 2
+    columns = np.zeros((len(h), 6, 13))  # times h^2, which makes noise the same at all steps
+    for k in range(6):
+        columns[:, k, k], columns[:, k, 6 + k] = t, t**2
+    columns[:, :, 12] = 1.0
+    design = columns.reshape(-1, 13)
+    normal = np.linalg.inv(design.T @ design)
+    shape = tensors.shape[1:]
+    values = tensors.reshape(len(h), -1, 9) @ DIFFERENCES.T * t[:, None, None]
+    values = np.swapaxes(values, 1, 2).reshape(len(h) * 6, -1)  # (step and difference, atom and direction)
+    best = normal @ design.T @ values
+    squares = float(np.sum((values - design @ best) ** 2)) / ((len(h) * 6 - 13) * values.shape[1])
+
+    def variance(part: slice) -> Array:
+        found = np.diag(FROM_DIFFERENCES @ normal[part, part] @ FROM_DIFFERENCES.T) * squares
+        return np.broadcast_to(found.reshape(3, 3), (3, 3, 3))
+
+    return Plateau(
+        target="pgt",
+        limit=(best[:6].T @ FROM_DIFFERENCES.T).reshape(shape),
+        slope=(best[6:12].T @ FROM_DIFFERENCES.T).reshape(shape) / h[-1] ** 2,
+        zero=-best[12].reshape(shape[:2]) * h[-1] ** 2 / 2,
+        noise=float(np.sqrt(squares / 2) * h[-1] ** 2),
+        n_used=len(h),
+        limit_variance=variance(slice(0, 6)),
+        slope_variance=variance(slice(6, 12)) / h[-1] ** 4,
+        zero_variance=float(squares * normal[12, 12] * h[-1] ** 4 / 4),
+    )

@@ -16,9 +16,10 @@ import numpy as np
 from mimyria_wf.errors import LabelError
 from mimyria_wf.finite_field import diagnostics, field_vectors, point_name, response_tensors
 from mimyria_wf.labels import matching_rows, total_charge
-from mimyria_wf.qualification_fit import Plateau, Spread, fit_plateau, noise_of_tensor
+from mimyria_wf.qualification_fit import Plateau, Spread, fit_plateau
 from mimyria_wf.qualification_plan import CROSS_POINTS, QualificationSettings, Task, TaskResult, plan
 from mimyria_wf.qualification_verdict import (
+    UNTESTED,
     Check,
     Parity,
     Qualification,
@@ -40,6 +41,15 @@ from mimyria_wf.units import BOHR, HARTREE
 
 _ALIKE = 1.5
 """Errors within this factor of the least are equal: the step nearest to the usual one is taken."""
+
+_WORSE = 3
+"""F(0) that is worse than other points by this factor is worth a line."""
+
+_NOTHING = 1e-5
+"""A next order in the field that is less than this share of the spread at the largest step is not worth a line."""
+
+_STRONG = 0.1
+"""Potential drop over the gap from which a field is worth a warning, VASP's."""
 
 _MIXED = 5
 """The difference of two mixed derivatives has 1.9 times the noise of one, and more of the next order."""
@@ -317,10 +327,23 @@ def _quality(
     squares = (tensor - reference.limit) ** 2
     expected = next_order = None
     if reference.plateau is not None:
-        next_order = reference.plateau.expected_squares(one.step, 0.0)
+        left = 1.0
+        next_order = reference.plateau.next_order_squares(one.step)
         if is_tight:
             expected = reference.plateau.expected_squares(one.step)
-        judged = [squares + (0.0 if is_tight else reference.variance), *([] if expected is None else [expected])]
+            # the limit's own error is in the distance from it, too
+            found = reference.spread.mean_square(squares, numbers)
+            theirs = reference.spread.mean_square(reference.variance, numbers)
+            certain = max(0.0, 1 - np.sqrt(2 / squares.size))
+            left = max(0.0, 1 - certain * theirs / found) if found > 0 else 1.0
+        judged = [squares * left + (0.0 if is_tight else reference.variance)]
+        judged += [] if expected is None else [expected]
+    elif len(settings.steps) == 1 and (others := [s for s in sets if s is not one and s.tensors is not None]):
+        if is_tight:  # no better one is known
+            nearest_looser = min(others, key=lambda s: s.threshold or 0.0)
+            assert nearest_looser.tensors is not None
+            squares = (tensor - nearest_looser.tensors[target]) ** 2
+        judged = [squares]
     elif reference.difference is not None:
         # of two steps neither is known to be the better one
         shift = 0.0 if is_tight or one.step not in reference.tight else (tensor - reference.tight[one.step]) ** 2
@@ -331,7 +354,9 @@ def _quality(
     measured = reference.spread.relative(squares, numbers)
     error = max(reference.spread.relative(values, numbers)["mean"] for values in judged)
     noise = None
-    if next_order is not None:
+    if reference.plateau is not None and not reference.plateau.has_next_order:
+        noise = error
+    elif next_order is not None:
         noise = float(np.sqrt(max(error**2 - reference.spread.relative(next_order, numbers)["mean"] ** 2, 0.0)))
     others = [s for s in sets if s is not one and s.tensors is not None and same_threshold(s.threshold, one.threshold)]
     nearest = min(others, key=lambda s: abs(np.log(s.step / one.step)), default=None)
@@ -411,7 +436,8 @@ def _checks(
         checks.append(Check(name, passed, value, limit, says if passed is not False else f"{says}: {remedy}"))
 
     if one.gap is None:
-        judge("gap", None, limits.gap, "gap unknown: make sure that the system is an insulator", "")
+        says = "gap: not told by the engine, make sure that the system is an insulator"
+        checks.append(Check("gap", None, None, limits.gap, says))
     else:
         says = f"gap {one.gap:.2f} eV (an insulator has more than {limits.gap:g} eV)"
         judge("gap", one.gap, limits.gap, says, "the polarization of a metal is not defined", above=True)
@@ -421,6 +447,8 @@ def _checks(
             f"the field drops by {one.drop:.3g} eV over the {where}, {_percent(share)} of the gap "
             f"({_percent(limits.drop)} accepted)"
         )
+        if _STRONG < share <= limits.drop:
+            says += f"; beyond {_percent(_STRONG)}, where VASP warns: compare with a smaller step"
         judge("field strength", share, limits.drop, says, "the ground state is not stable, use a smaller step")
     for target, quality in one.tensors.items():
         name = target.upper()
@@ -429,11 +457,14 @@ def _checks(
             checks.append(Check(f"{target} error", False, None, limit, f"{name}: one step alone has no known error"))
             continue
         says = f"{name}: error {_percent(quality.error)} of its spread ({_percent(limit)} accepted)"
-        remedy = "the next order in the field; a smaller step"
-        if quality.noise is None:
+        if quality.noise is None and len(settings.steps) == 1:
+            remedy = "noise or an incomplete response; a larger step or a tighter threshold"
+        elif quality.noise is None:
             remedy = "noise or the next order in the field, which two steps do not tell apart; screen a third step"
-        elif quality.noise >= quality.error / np.sqrt(2):
-            remedy = f"noise of the forces, {_percent(quality.noise)}; a tighter threshold or a larger step"
+        elif _falls_with_step(target, quality.error, quality.noise):
+            remedy = f"noise of the forces, {_percent(quality.noise)}; a larger step or a tighter threshold"
+        else:
+            remedy = "the next order in the field; a smaller step"
         judge(f"{target} error", quality.error, limit, says, remedy)
     for target, quality in one.tensors.items():
         name = target.upper()
@@ -457,9 +488,13 @@ def _checks(
             if target == "pgt" and settings.polarizability == "none":
                 continue
             limit = getattr(limits, f"spatial_{target}")
-            if quality.spatial is None:
-                why = "not computed" if spatial is None or not spatial.problem else spatial.problem
-                judge(f"spatial {target}", None, limit, f"{target.upper()} against spatial derivatives: {why}", "")
+            if quality.spatial is None or not np.isfinite(quality.spatial):
+                why = "no result" if spatial is None or not spatial.problem else spatial.problem
+                says = f"spatial {target.upper()} asked for but not computed: {why}"
+                passed: bool | None = False
+                if not settings.requires_spatial and spatial is not None and not spatial.has_dipoles:
+                    says, passed = f"{target.upper()}: {UNTESTED}, since the engine gives no dipoles", None
+                checks.append(Check(f"spatial {target}", passed, None, limit, says))
                 continue
             says = (
                 f"{target.upper()}: field and spatial derivatives differ by {_percent(quality.spatial)} "
@@ -473,7 +508,16 @@ def _checks(
                     f"{_percent(change)} ({_percent(limit)} accepted)"
                 )
                 judge(f"displacement {target}", change, limit, says, "noise if the smaller, curvature if the larger")
+    else:
+        says = f"{UNTESTED}: give atoms, to compare field with displacement"
+        checks.append(Check("spatial", None, None, None, says))
     return checks
+
+
+def _falls_with_step(target: str, error: float, noise: float) -> bool:
+    """Tell the sign of d(error)/dh of error^2 = (K h^2)^2 + (N h^-p)^2, p = 1 for the APT and 2 for the PGT."""
+    power = 1 if target == "apt" else 2
+    return power * noise**2 >= 2 * (error**2 - noise**2)
 
 
 def _percent(value: float) -> str:
@@ -515,7 +559,8 @@ def _reasons(
         where = f"h = {best.step:g} at {at_threshold(best.threshold)}"
         first, *others = best.objections
         n_all = len(screened)
-        return (f"none of {n_all} pairs of step and threshold is fit; the best, {where}: {first}", *others)
+        no_better = f"none of {n_all} pairs of step and threshold is fit; the best, {where}: {first}"
+        return (no_better, *others, *_zero_field_reason(trends, settings))
     reasons = []
     same = [one for one in screened if same_threshold(one.threshold, best.threshold)]
     fit = [one.step for one in same if not one.objections]
@@ -541,29 +586,45 @@ def _reasons(
                     f"{at_threshold(nearest.threshold)} may do at h = {best.step:g}, which was not screened: noise "
                     f"falls with the square of the step, to {_percent(there)} of the PGT's spread"
                 )
-    if same_threshold(best.threshold, settings.tightest):
-        reasons.append("no tighter threshold was run: its error is judged from the plateau alone")
+    if len(settings.steps) == 1:
+        reasons.append("one step alone: errors are differences of thresholds, the next order in the field is not seen")
+    elif same_threshold(best.threshold, settings.tightest):
+        reasons.append("no tighter threshold was run: its error is judged from the steps alone")
+    reasons += _zero_field_reason(trends, settings)
     for target, trend in trends.items():
         power = 1 if target == "apt" else 2
-        if trend.noise > 0 and trend.next_order > 0:
+        seen = trend.next_order * max(settings.steps) ** 2 > _NOTHING
+        if trend.has_next_order and trend.noise > 0 and seen:
             optimum = (power * trend.noise**2 / (2 * trend.next_order**2)) ** (1 / (4 + 2 * power))
             where = at_threshold(settings.tightest)
-            reasons.append(
-                f"{target.upper()} at {where}: noise and next order in the field meet near h = {optimum:.1g}"
-            )
+            if min(settings.steps) / 2 <= optimum <= 2 * max(settings.steps):
+                reasons.append(
+                    f"{target.upper()} at {where}: noise and next order in the field meet near h = {optimum:.1g}"
+                )
     return tuple(reasons)
+
+
+def _zero_field_reason(trends: Mapping[str, Trend], settings: QualificationSettings) -> list[str]:
+    """Return a line if the point without field is worse than the others, which no step mends."""
+    trend = trends.get("pgt")
+    if trend is None or not (trend.zero_field_noise or 0.0) > _WORSE * trend.force_noise > 0:
+        return []
+    return [
+        f"at {at_threshold(settings.tightest)} forces without field are off by {trend.zero_field_noise:.1g} E_h/a0, "
+        f"those in fields by {trend.force_noise:.1g}: PGTs gain from a better converged zero-field point"
+    ]
 
 
 def _trend(target: str, reference: _Reference, numbers: Array) -> Trend:
     plateau = reference.plateau
     assert plateau is not None
-    own, shared = noise_of_tensor(target)
-    unit = np.broadcast_to(own + shared, plateau.limit.shape)
     return Trend(
-        next_order=reference.spread.relative(plateau.slope**2, numbers)["mean"],
-        noise=plateau.noise * reference.spread.relative(unit, numbers)["mean"],
+        next_order=reference.spread.relative(plateau.next_order_squares(1.0), numbers)["mean"],
+        noise=reference.spread.relative(plateau.noise_squares(1.0), numbers)["mean"],
         force_noise=plateau.noise,
         n_steps=plateau.n_used,
+        has_next_order=plateau.has_next_order,
+        zero_field_noise=plateau.zero_noise if target == "pgt" else None,
         reference_error=reference.spread.relative(reference.variance, numbers)["mean"],
     )
 
@@ -576,6 +637,7 @@ class _SpatialTensors:
     size: float
     atoms: tuple[int, ...]
     problem: str = ""
+    has_dipoles: bool = True
 
     def tensor(self, target: str) -> Array | None:
         found = self.by_size.get(self.size)
@@ -590,7 +652,8 @@ def _spatial(
 ) -> _SpatialTensors | None:
     if not settings.atoms:
         return None
-    nothing = _SpatialTensors({}, settings.displacement, settings.atoms)
+    has_dipoles = any(result.dipoles is not None and np.isfinite(result.dipoles).any() for result in results.values())
+    nothing = _SpatialTensors({}, settings.displacement, settings.atoms, has_dipoles=has_dipoles)
     variation = {} if settings.tightest is None else {"eps_scf": settings.tightest}
     tight = next(t for t in tasks if t.kind == "forces" and t.snapshot == 0 and t.variation == variation)
     responses = []

@@ -46,7 +46,8 @@ class Tolerances:
         sum_rule: what projecting tensors on the sum rules may change.
         field_scale: field felt at mixed points over the field given, distance from 1; a normalised direction has 0.29.
         gap: smallest gap [eV] of what counts as an insulator.
-        drop: e|E.a_i| over the gap, above which the field is too strong.
+        drop: e|E.a_i| N_i over the gap, above which the field is too strong: from 1 on electrons gain by crossing the
+            cell. A tenth of it, where VASP warns, is a word in the verdict.
     """
 
     apt: float = 0.01
@@ -56,7 +57,7 @@ class Tolerances:
     sum_rule: float = 0.05
     field_scale: float = 0.02
     gap: float = 0.2
-    drop: float = 0.5
+    drop: float = 1.0
 
     def __post_init__(self) -> None:
         """Check that all are positive."""
@@ -70,7 +71,8 @@ class QualificationSettings:
     """What a qualification screens.
 
     Attributes:
-        steps: field steps h [E_h/(e a0)], two or more.
+        steps: field steps h [E_h/(e a0)], two or more; one is enough where two thresholds are screened, whose
+            difference is the error then.
         step: the one used while another thing is screened; None: 5e-4 or the nearest of `steps`.
         thresholds: EPS_SCF (or what the program calls it) to screen; empty: the engine's own, which leaves the step
             as the only thing that is screened.
@@ -79,6 +81,8 @@ class QualificationSettings:
         cross_points: add the six points (h, -h, 0), ... at `step` and the tightest threshold.
         atoms: whose tensors are computed from displacements, too; indices into the first snapshot; empty: no spatial
             route.
+        requires_spatial: whether an engine without dipoles is refused where `atoms` asks for them; where it has them, a
+            comparison that fails is always an objection.
         displacement: of those atoms [A].
         screened_displacements: other ones, for the first of those atoms alone [A].
         polarizability: what spatial PGTs are made of: "fields" (dipoles in fields of `dipole_step`), "dfpt"
@@ -95,6 +99,7 @@ class QualificationSettings:
     targets: tuple[str, ...] = ("apt", "pgt")
     cross_points: bool = True
     atoms: tuple[int, ...] = ()
+    requires_spatial: bool = True
     displacement: float = DISPLACEMENT
     screened_displacements: tuple[float, ...] = ()
     polarizability: Literal["fields", "dfpt", "none"] = "fields"
@@ -110,8 +115,10 @@ class QualificationSettings:
             object.__setattr__(self, "tolerances", Tolerances(**self.tolerances))
         object.__setattr__(self, "targets", check_targets(self.targets))
         steps = tuple(sorted({check_step(step) for step in self.steps}))
-        if len(steps) < 2:
-            raise FieldSetError(f"a qualification needs two field steps or more, got {list(self.steps)}: add 2e-3")
+        if len(steps) < 2 and (not steps or len(set(self.thresholds)) < 2):
+            raise FieldSetError(
+                f"a qualification needs two field steps or more, or two thresholds, got {list(self.steps)}: add 2e-3"
+            )
         object.__setattr__(self, "steps", steps)
         step = min(steps, key=lambda h: abs(np.log(h / 5e-4))) if self.step is None else check_step(self.step)
         if step not in steps:
@@ -131,14 +138,14 @@ class QualificationSettings:
 
     @classmethod
     def short(cls, step: float = 5e-4, eps_scf: float | None = None, **others: Any) -> QualificationSettings:
-        """Return what a campaign runs unless told otherwise: two steps, this threshold and a tenth of it.
+        """Return a cheap screening, 26 points: one step at this threshold and at a tenth of it.
 
-        Without `eps_scf` the engine's own threshold is the only one.
+        Two steps at one threshold cost as much and see no incomplete response, which scales all changes of the forces
+        alike. Without `eps_scf` they are what is left.
         """
+        steps = (step, 2 * step) if eps_scf is None else (step,)
         thresholds = () if eps_scf is None else (eps_scf, eps_scf / 10)
-        return cls(
-            **{"steps": (step, 2 * step), "step": step, "thresholds": thresholds, "cross_points": False, **others}
-        )
+        return cls(**{"steps": steps, "step": step, "thresholds": thresholds, "cross_points": False, **others})
 
     @property
     def tightest(self) -> float | None:

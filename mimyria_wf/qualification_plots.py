@@ -65,6 +65,13 @@ def _name(verdict: Qualification) -> str:
     return ", ".join([*verdict.snapshots, " ".join(str(word) for word in words if word)])
 
 
+def _log_errors(panel: Axes) -> None:
+    """Make the axis of errors logarithmic where there is a positive one; zero and unknown ones cannot be shown then."""
+    drawn = [np.asarray(line.get_ydata(), dtype=float) for line in panel.get_lines()]
+    if any((values[np.isfinite(values)] > 0).any() for values in drawn):
+        panel.set_yscale("log")
+
+
 def _mark(panel: Axes, value: float | None, limit: float) -> None:
     panel.axhline(limit, color=COLOURS[7], lw=0.9, ls="--")
     low, high = panel.get_ylim()
@@ -101,7 +108,7 @@ def plot_steps(path: str | Path, verdict: Qualification) -> None:
                 h = np.geomspace(0.8 * min(ends), 1.25 * max(ends), 100)
                 panel.plot(h, verdict.trends[target].error(target, h), color=COLOURS[0], lw=0.7, ls=":")
             panel.set_xscale("log")
-            panel.set_yscale("log")
+            _log_errors(panel)
             shown = sorted({one.step for one in verdict.screened})
             panel.set_xticks(shown, [f"{1e3 * step:g}" for step in shown])
             panel.set_xticks([], minor=True)
@@ -129,7 +136,7 @@ def plot_thresholds(path: str | Path, verdict: Qualification) -> None:
                     panel.plot(*zip(*found), "o-", ms=4, color=COLOURS[drawn % len(COLOURS)], label=f"h = {step:g}")
                     drawn += 1
             panel.set_xscale("log")
-            panel.set_yscale("log")
+            _log_errors(panel)
             _mark(panel, verdict.eps_scf, verdict.settings["tolerances"][target])
             panel.set_xlabel("EPS_SCF")
             panel.set_ylabel(f"{target.upper()}: {_ERROR.lower()}")

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+UNTESTED = "sign, unit and order of atoms not tested"
+"""What a verdict says where nothing was compared with displacements."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -109,9 +112,12 @@ class Trend:
     Attributes:
         next_order: [1/h^2].
         noise: [h^p].
-        force_noise: the same as standard deviation of a force component [E_h/a0].
+        force_noise: standard deviation of a force component in a field [E_h/a0].
         n_steps: steps that the reference was fitted to, smallest first.
         reference_error: relative error of the reference itself.
+        has_next_order: whether it is told from noise.
+        zero_field_noise: standard deviation of a force component without field, which all steps share; None for the
+            APT, where it cancels [E_h/a0].
     """
 
     next_order: float
@@ -119,6 +125,8 @@ class Trend:
     force_noise: float
     n_steps: int
     reference_error: float
+    has_next_order: bool = True
+    zero_field_noise: float | None = None
 
     def error(self, target: str, steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the relative error at steps [E_h/(e a0)]."""
@@ -222,12 +230,24 @@ class Qualification:
         return (
             f"accepted: h = {self.step:g} E_h/(e a0) at {at_threshold(self.eps_scf)}; expected error of labels: "
             + ", ".join(errors)
+            + ("" if self.is_compared else f"; {UNTESTED}")
         )
 
+    @property
+    def is_compared(self) -> bool:
+        """Whether field and spatial derivatives were compared, which alone sees sign, unit and order of atoms."""
+        return any(check.name.startswith("spatial ") and check.passed is not None for check in self.checks)
+
     def text(self) -> str:
-        """Return the verdict with its reasons and checks, a line each."""
+        """Return the verdict with its reasons and checks, a line each and none twice."""
         marks = {True: "  ok      ", False: "  REFUSED ", None: "  unknown "}
-        lines = [self.line, *(f"  {reason}" for reason in self.reasons[0 if self.accepted else 1 :])]
+        first, reasons = self.line, self.reasons
+        if not self.accepted:
+            failed = [check.line for check in self.checks if check.passed is False]
+            reasons = tuple(reason for reason in self.reasons[1:] if reason not in failed)
+            for line in failed:
+                first = first.removesuffix(f": {line}")
+        lines = [first, *(f"  {reason}" for reason in reasons)]
         return "\n".join([*lines, *(marks[check.passed] + check.line for check in self.checks)])
 
     def objections(self, step: float, eps_scf: float | None = None) -> tuple[str, ...]:

@@ -1245,8 +1245,13 @@ def test_what_is_screened_holds_step_and_threshold_of_the_labels() -> None:
     cp2k = "  engine: cp2k\n  template: water_pbe_szv.inp\n"
     campaign = parse_campaign(with_labels(cp2k))
     settings = campaign.qualification_settings()
-    assert (settings.steps, settings.step, settings.thresholds) == ((5e-4, 1e-3), 5e-4, ())
+    assert (settings.steps, settings.step, settings.thresholds) == ((5e-4,), 5e-4, (1e-8, 1e-9))
     assert (settings.atoms, settings.polarizability, settings.targets) == ((0,), "none", ("apt", "pgt"))
+    assert not settings.requires_spatial  # chosen by nobody
+    tight = parse_campaign(with_labels(f"{cp2k}  scf_threshold: 1.0e-10\n")).qualification_settings()
+    assert (tight.steps, tight.thresholds) == ((5e-4, 1e-3), ())  # 1e-11 is out of reach
+    asked = parse_campaign(with_labels(cp2k) + "qualification: {atoms: [0]}\n").qualification_settings()
+    assert asked.requires_spatial
     text = with_labels(f"{cp2k}  field_step_au: 7.0e-4\n")
     section = "qualification: {field_steps_au: [2.5e-4, 1.0e-3], thresholds: [1.0e-6], spatial_targets: [pgt]}\n"
     settings = parse_campaign(text + section).qualification_settings()

@@ -1444,16 +1444,16 @@ def test_height_of_a_skewed_cell_is_less_than_its_vectors() -> None:
 
 
 def test_estimate_counts_the_qualification(tmp_path: Path) -> None:
-    """Two steps share the point without field; six points (h, -h, 0) and six displaced dipoles beside them."""
+    """Two thresholds at one step; six points (h, -h, 0) and six displaced dipoles beside them."""
     estimate = check(tmp_path, BULK).estimate
-    assert estimate.n_qualification_points == 1 + 2 * 12 + 6 + 6
+    assert estimate.n_qualification_points == 2 * 13 + 6 + 6
     assert estimate.jobs["qualification"] == 3 + 1  # at most 13 points each
     assert estimate.core_hours["qualification"] is None
-    assert "qualification: 37 calculations" in estimate.lines()
+    assert "qualification: 38 calculations" in estimate.lines()
     timed = check(
         tmp_path, swap(BULK, "  template: dft.inp", "  template: dft.inp\n  seconds_per_point: 36.0")
     ).estimate
-    assert timed.core_hours["qualification"] == pytest.approx(0.37)
+    assert timed.core_hours["qualification"] == pytest.approx(0.38)
     assert "labels: the 13 field points of one snapshot take about 470 s" in timed.lines()
     off = check(tmp_path, BULK + "qualification: false\n").estimate
     assert off.n_qualification_points == 0

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +140,12 @@ def test_settings_survive_json_and_are_checked() -> None:
     assert again.tolerances.pgt == 0.02
     assert settings.tightest == 1e-9
     short = QualificationSettings.short(1e-3, 1e-8)
-    assert (short.steps, short.thresholds) == ((1e-3, 2e-3), (1e-8, 1e-9))
-    assert [len(task.vectors) for task in plan([_box()], short)] == [13, 25]
+    assert (short.steps, short.thresholds) == ((1e-3,), (1e-8, 1e-9))
+    assert [len(task.vectors) for task in plan([_box()], short)] == [13, 13]
+    assert QualificationSettings.short(1e-3).steps == (1e-3, 2e-3)
     for wrong, message in (
         ({"steps": (1e-3,)}, "two field steps or more"),
+        ({"steps": (1e-3,), "thresholds": (1e-8, 1e-8)}, "or two thresholds"),
         ({"step": 3e-3}, "must be one of the steps"),
         ({"thresholds": (-1e-8,)}, "small positive numbers"),
         ({"displacement": 2.0}, "displacement must be positive"),
@@ -226,12 +229,14 @@ def test_a_loose_engine_is_refused_and_says_why() -> None:
     assert "none of 4 pairs of step and threshold is fit" in verdict.line
     assert "PGT: error" in verdict.line
     assert "refused" in verdict.line
-    assert "a tighter threshold or a larger step" in verdict.line
+    assert "a larger step or a tighter threshold" in verdict.line
+    # once, not as the reason and as the check
+    assert verdict.text().count("PGT: error") == 1
     # the APT alone is fine
     alone = _verdict(AnalyticEngine(noise=3.0), QualificationSettings(thresholds=(1e-7,), targets=["apt"]))
     assert alone.accepted
     assert alone.pgt_error is None
-    strong = _verdict(AnalyticEngine(), QualificationSettings(steps=(2e-2, 4e-2), thresholds=(1e-9,)))
+    strong = _verdict(AnalyticEngine(), QualificationSettings(steps=(1e-2, 2e-2, 4e-2), thresholds=(1e-9,)))
     assert not strong.accepted
     assert any("a smaller step" in line for line in strong.reasons)
 
@@ -242,7 +247,6 @@ def test_a_loose_engine_is_refused_and_says_why() -> None:
         ({"normalised": True}, "field scale", r"felt 0\.70\d+ times the field given"),
         ({"net_force": 0.2}, "apt sum rule", r"sum rule left open by 4\.8 e"),
         ({"gap": 0.05}, "gap", "polarization of a metal is not defined"),
-        ({"gap": 0.3}, "field strength", "use a smaller step"),
         ({"dipole_sign": -1.0}, "spatial apt", "field and spatial derivatives differ"),
         ({"noise": 50.0}, "pgt error", "noise of the forces"),
     ],
@@ -259,6 +263,148 @@ def test_each_fault_is_found(faults: dict[str, Any], name: str, says: str) -> No
     assert name in [check.name for check in failed]
     assert any(re.search(says, check.line) for check in failed)
     assert wrong.text().count("REFUSED") == len(failed)
+
+
+def test_fields_are_too_strong_from_the_gap_on_and_worth_a_word_from_a_tenth() -> None:
+    """C60 with a drop of 0.85 of its gap gives sound labels; VASP warns from a tenth."""
+    steps = (5e-4, 1e-3, 2e-3)  # 0.159, 0.319 and 0.638 eV over the cell of 6.2 A
+    by_step = {one.step: one for one in _verdict(AnalyticEngine(gap=0.36), QualificationSettings(steps)).screened}
+    lines = {step: next(c for c in one.checks if c.name == "field strength") for step, one in by_step.items()}
+    assert [lines[step].passed for step in steps] == [True, True, False]
+    assert lines[1e-3].value == pytest.approx(0.319 / 0.36, rel=1e-2)
+    assert "where VASP warns: compare with a smaller step" in lines[1e-3].line
+    assert "use a smaller step" in lines[2e-3].line
+    wide = _verdict(AnalyticEngine(gap=8.0), QualificationSettings(steps))
+    assert not any("VASP" in check.line for check in wide.checks)
+
+
+class DisplacedFails(AnalyticEngine):
+    """Whose fields have the wrong sign, and whose displaced configurations do not converge."""
+
+    with_dipoles = True
+
+    def varied(self, **changes: Any) -> AnalyticEngine:
+        return self
+
+    def field_results(self, atoms: ase.Atoms, vectors: Array) -> FieldResults:
+        if self.with_dipoles and not np.allclose(atoms.positions, self.reference):
+            raise EngineError("the SCF did not converge")
+        found = super().field_results(atoms, -np.asarray(vectors))
+        return replace(found, field_vectors=vectors, dipoles=found.dipoles if self.with_dipoles else None)
+
+
+class NoDipoles(DisplacedFails):
+    """Which knows forces alone."""
+
+    with_dipoles = False
+
+
+def test_a_spatial_check_that_was_asked_for_and_failed_is_an_objection() -> None:
+    """Nothing else sees a reversed field in a neutral system."""
+    settings = {"steps": (5e-4, 1e-3, 2e-3), "thresholds": (1e-9,), "polarizability": "none"}
+    for engine in (DisplacedFails(1e-9), NoDipoles(1e-9)):
+        verdict = _verdict(engine, QualificationSettings(**settings, atoms=(0,)))  # type: ignore[arg-type]
+        assert not verdict.accepted
+        assert "spatial APT asked for but not computed: no dipoles of 0/" in verdict.line
+    # the default of a campaign excuses engines that have no dipoles, and those alone
+    default = QualificationSettings(**settings, atoms=(0,), requires_spatial=False)  # type: ignore[arg-type]
+    assert not _verdict(DisplacedFails(1e-9), default).accepted
+    for excused in (default, QualificationSettings(**settings)):  # type: ignore[arg-type]
+        verdict = _verdict(NoDipoles(1e-9), excused)
+        assert verdict.accepted
+        assert verdict.line.endswith("; sign, unit and order of atoms not tested")
+        assert re.search("unknown .*sign, unit and order of atoms not tested", verdict.text())
+    compared = _verdict(AnalyticEngine(), QualificationSettings(**settings, atoms=(0,)))  # type: ignore[arg-type]
+    assert "not tested" not in compared.text()
+
+
+class ZeroOff(AnalyticEngine):
+    """Whose point without field is converged worse than the others."""
+
+    off = 2e-8
+
+    def varied(self, **changes: Any) -> AnalyticEngine:
+        other = ZeroOff(changes["eps_scf"], self.noise)
+        other.off = self.off
+        return other
+
+    def field_results(self, atoms: ase.Atoms, vectors: Array) -> FieldResults:
+        found = super().field_results(atoms, vectors)
+        error = self.off * np.random.default_rng(5).normal(size=found.forces[0].shape)
+        is_zero = ~np.any(np.asarray(vectors), axis=1)
+        return replace(found, forces=found.forces + is_zero[:, None, None] * error)
+
+
+def test_an_error_of_the_zero_field_point_is_no_next_order() -> None:
+    """It falls with the square of the step, as noise does, however small the noise of the others is."""
+    engine = ZeroOff(1e-9, 0.3)
+    settings = QualificationSettings(steps=(2.5e-4, 5e-4, 1e-3, 2e-3), thresholds=(1e-9,), cross_points=False)
+    verdict = _verdict(engine, settings)
+    trend = verdict.trends["pgt"]
+    assert trend.zero_field_noise == pytest.approx(2e-8, rel=0.15)
+    assert trend.force_noise == pytest.approx(3e-10, rel=0.15)
+    assert any("better converged zero-field point" in line for line in verdict.text().splitlines())
+    numbers = _box().numbers
+    for one in verdict.screened:
+        assert one.pgt is not None
+        own = Spread.of(engine.pgt, numbers)
+        squares = np.where(np.eye(3, dtype=bool), 4.0, 1.0) * np.ones(engine.pgt.shape) * (2e-8 / one.step**2) ** 2
+        if one.step == 2e-3:  # where the next order is the larger part
+            assert "a smaller step" in one.objections[0]
+            continue
+        assert one.pgt.error == pytest.approx(own.relative(squares, numbers)["mean"], rel=0.25)
+        assert "a larger step or a tighter threshold" in one.objections[0]
+
+
+def test_noise_of_the_reference_is_not_the_error_of_a_large_step() -> None:
+    """Of steps drowned in noise the largest is the best, and is not blamed for the limit's own error."""
+    engine = AnalyticEngine(noise=3.0)
+    settings = QualificationSettings(steps=STEPS, thresholds=(1e-7,), cross_points=False)
+    largest = _verdict(engine, settings).screened[-1]
+    assert largest.step == 4e-3
+    assert largest.pgt is not None
+    assert largest.pgt.measured > 0.09
+    assert largest.pgt.error == pytest.approx(0.054, rel=0.2)  # true: 0.0545
+
+
+def test_noise_and_next_order_meet_only_where_there_is_a_next_order() -> None:
+    meet = "noise and next order in the field meet"
+    settings = QualificationSettings(thresholds=(1e-9,), cross_points=False)
+    assert meet in _verdict(AnalyticEngine(), settings).text()
+    quadratic = AnalyticEngine()
+    quadratic.varied = lambda **changes: quadratic  # type: ignore[method-assign]
+    quadratic.cubic, quadratic.quartic = 0 * quadratic.cubic, 0 * quadratic.quartic
+    for noise in (0.0, 1e-3, 1e-1):
+        quadratic.noise = noise
+        assert meet not in _verdict(quadratic, settings).text()
+
+
+class Incomplete(AnalyticEngine):
+    """Whose response is cut short by its threshold: all changes of the forces are too small alike."""
+
+    def varied(self, **changes: Any) -> AnalyticEngine:
+        return Incomplete(changes["eps_scf"], self.noise)
+
+    def field_results(self, atoms: ase.Atoms, vectors: Array) -> FieldResults:
+        found = super().field_results(atoms, vectors)
+        zero = super().field_results(atoms, np.zeros((1, 3))).forces[0]
+        return replace(found, forces=zero + (1 - min(0.5, 1e7 * self.eps_scf)) * (found.forces - zero))
+
+
+def test_an_incomplete_response_is_seen_by_a_tenth_of_the_threshold_alone() -> None:
+    engine = Incomplete(1e-8, 1e-2)
+    two_steps = QualificationSettings(steps=(5e-4, 1e-3), thresholds=(1e-8,), cross_points=False)
+    assert _verdict(engine, two_steps).accepted
+    verdict = _verdict(engine, QualificationSettings.short(5e-4, 1e-8))
+    assert not verdict.accepted
+    usual = next(one for one in verdict.screened if one.threshold == 1e-8)
+    assert usual.apt is not None
+    assert usual.apt.error == pytest.approx(0.09, rel=0.1)  # 10 % against 1 %
+    assert "noise or an incomplete response" in usual.objections[0]
+    sound = _verdict(AnalyticEngine(1e-8, 1e-2), QualificationSettings.short(5e-4, 1e-8))
+    assert sound.accepted, sound.text()
+    assert sound.eps_scf == 1e-8
+    assert any("one step alone" in line for line in sound.reasons)
 
 
 def test_the_mixed_points_are_checked_twice() -> None:
@@ -472,6 +618,14 @@ def test_figures_of_poor_verdicts(tmp_path: Path) -> None:
     ]
     nothing = assess(settings, [_box()], {})
     assert plot_qualification(tmp_path, nothing, "nothing") == []
+
+
+def test_figures_where_errors_vanish_are_drawn_on_plain_axes(tmp_path: Path) -> None:
+    settings = QualificationSettings(steps=(5e-4, 1e-3), thresholds=(1e-8, 1e-9), targets=("apt",), grid="full")
+    values = _verdict(AnalyticEngine(), settings).to_dict()
+    for one in values["screened"]:
+        one["apt"]["measured"] = 0.0
+    assert len(plot_qualification(tmp_path, Qualification.from_dict(values))) == 2  # warnings are errors
 
 
 def test_gaps_in_fields_are_used_where_an_engine_knows_them() -> None:
