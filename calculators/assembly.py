@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def assemble_labels(
     targets, step = values["targets"], values["header"].get("field_step")
     wanted = np.empty((0, 3)) if step is None else np.array(list(field_vectors(step, targets).values()))
     by_key: dict[str, list[orm.ArrayData]] = {}
-    made_directly: dict[str, tuple[ResponseTensors, str]] = {}
+    made_directly: dict[str, dict[str, ResponseTensors]] = {}
     for node in field_forces.values():
         kind = node.base.attributes.get("kind", None)
         for key in node.base.attributes.get("configuration_keys", []):
@@ -95,7 +96,9 @@ def assemble_labels(
             elif kind == RESPONSE_TENSORS_KIND:
                 found = tensors_in(node, key)
                 if set(targets) <= set(found.tensors()):
-                    made_directly[key] = found, version_of(node)
+                    made_directly.setdefault(key, {})[version_of(node)] = found
+    # snapshots that several versions have computed: the version that has most of all
+    n_made = Counter(version for by_version in made_directly.values() for version in by_version)
     every = read_snapshots(snapshots)
     labelled, incomplete, residuals = [], [], []
     versions: dict[str, int] = {}
@@ -103,7 +106,8 @@ def assemble_labels(
         atoms = every[index]
         key = configuration_key(atoms)
         if key in made_directly:
-            tensors, version = made_directly[key]
+            version = max(made_directly[key], key=lambda one: (n_made[one], one))
+            tensors = made_directly[key][version]
         else:
             nodes = of_one_version(by_key.get(key, []), key, wanted, step)
             vectors, forces = points_of(nodes, key)

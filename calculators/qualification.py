@@ -14,7 +14,7 @@ from aiida import orm
 from aiida.engine import calcfunction
 
 from mimyria_wf.calculators.assembly import _extxyz
-from mimyria_wf.calculators.data import known_field_forces, read_snapshots
+from mimyria_wf.calculators.data import known_field_forces, of_one_version, read_snapshots, version_of
 from mimyria_wf.errors import CampaignError
 from mimyria_wf.labels import configuration_key, matching_rows
 from mimyria_wf.qualification import QualificationSettings, Task, TaskResult, plan
@@ -91,7 +91,7 @@ def task_configurations(snapshots: orm.SinglefileData, settings: orm.Dict, names
 
 
 class KnownPoints:
-    """Field points of one configuration at one level of theory, from any number of nodes."""
+    """Field points of one configuration at one level of theory, from any number of nodes of one version."""
 
     def __init__(self, nodes: Sequence[orm.ArrayData], atoms: ase.Atoms) -> None:
         """Read the nodes that hold the configuration."""
@@ -110,6 +110,9 @@ class KnownPoints:
             index, names = keys.index(key), node.get_arraynames()
             mask = node.get_array("snapshot") == index
             self.nodes.append(node)
+            if version_of(node) != version_of(self.nodes[0]):
+                found = " and ".join(sorted({version_of(one) or "not recorded" for one in self.nodes}))
+                raise CampaignError(f"field points of the versions {found} are never combined: give those of one")
             vectors += list(node.get_array("field_vectors")[mask])
             forces += list(node.get_array("forces")[mask])
             known = node.get_array("dipoles")[mask] if "dipoles" in names else np.full((mask.sum(), 3), np.nan)
@@ -183,9 +186,9 @@ def assess_qualification(
     Args:
         snapshots: what it was tried on, extxyz.
         settings: fields of :class:`~mimyria_wf.qualification.QualificationSettings`.
-        trial: engine, level_of_theory, step and threshold of the labels; level_keys: of every task; problems: lines of
-            failed jobs.
-        field_forces: nodes with the points that finished.
+        trial: engine, level_of_theory, step and threshold of the labels; level_keys: of every task; version of the
+            program and n_computed, points that were not in the database before; problems: lines of failed jobs.
+        field_forces: nodes with the points that finished, of that version.
 
     Returns:
         ``verdict`` (with ``objections`` against step and threshold of the labels) and ``figures``.
@@ -202,7 +205,8 @@ def assess_qualification(
         name: KnownPoints(by_level.get(values["level_keys"][name], []), task.atoms).result(task)
         for name, task in tasks.items()
     }
-    engine = {"name": values["engine"], "level_of_theory": values["level_of_theory"]}
+    version = values.get("version") or "not recorded"
+    engine = {"name": values["engine"], "version": version, "level_of_theory": values["level_of_theory"]}
     screening = QualificationSettings(**settings.get_dict())
     threshold = values["threshold"] if screening.thresholds else None
     qualification = assess(screening, read_snapshots(snapshots), results, engine)
@@ -212,6 +216,8 @@ def assess_qualification(
         "labels": {"step": values["step"], "threshold": values["threshold"]},
         "objections": list(qualification.objections(values["step"], threshold)),
         "job_problems": values["problems"],
+        "version": version,
+        "n_computed": values.get("n_computed"),
     }
     figures = orm.FolderData()
     with tempfile.TemporaryDirectory() as directory:
@@ -220,13 +226,46 @@ def assess_qualification(
     return {"verdict": orm.Dict(verdict), "figures": figures}
 
 
-def known_points(tasks: Sequence[Task], level_keys: Sequence[str]) -> list[KnownPoints]:
-    """Return what the database holds of each task's configuration at its level of theory."""
+def known_points(
+    tasks: Sequence[Task], level_keys: Sequence[str], preferred: str | None = None
+) -> tuple[list[KnownPoints], str | None]:
+    """Return what the database holds of each task's configuration at its level of theory, and the version behind it.
+
+    All points of a qualification are of one version of the program: its curves compare forces of different tasks.
+
+    Args:
+        tasks: of the qualification.
+        level_keys: of the level of theory of each task.
+        preferred: the version that computes now; None: not known yet, the version is taken that holds most points.
+    """
     nodes = {
         key: known_field_forces(key, [configuration_key(t.atoms) for t, k in zip(tasks, level_keys) if k == key])
         for key in set(level_keys)
     }
-    return [
-        KnownPoints(nodes[key].get(configuration_key(task.atoms), []), task.atoms)
-        for task, key in zip(tasks, level_keys, strict=True)
-    ]
+    there = [nodes[key].get(configuration_key(t.atoms), []) for t, key in zip(tasks, level_keys, strict=True)]
+    versions = {program_version(node) for own in there for node in own} | ({preferred} if preferred else set())
+    found = {
+        version: [_of_version(own, task, version) for own, task in zip(there, tasks, strict=True)]
+        for version in versions
+    }
+    if not found:
+        return [KnownPoints([], task.atoms) for task in tasks], None
+
+    def rank(version: str) -> tuple[bool, int, str]:
+        missing = sum(len(known.missing(task)) for known, task in zip(found[version], tasks, strict=True))
+        return version == preferred, -missing, version
+
+    chosen = max(found, key=rank)
+    return found[chosen], chosen
+
+
+def program_version(node: orm.ArrayData) -> str:
+    """Return the version of the program that computed a node's forces, whatever its SCF settings."""
+    return version_of(node).partition(", SCF settings")[0]
+
+
+def _of_version(nodes: Sequence[orm.ArrayData], task: Task, version: str) -> KnownPoints:
+    """Return the points of a configuration from a version of the program, and from one way to bring SCFs to an end."""
+    own = [node for node in nodes if program_version(node) == version]
+    step = float(np.abs(task.vectors[task.vectors != 0]).min()) if task.vectors.any() else 1.0
+    return KnownPoints(of_one_version(own, configuration_key(task.atoms), task.vectors, step), task.atoms)

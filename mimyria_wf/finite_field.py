@@ -326,7 +326,7 @@ def _diagnostics(reduction: _Reduction, vectors: Array, forces: Array, charge: f
 
 @dataclass(frozen=True)
 class NoiseErrors:
-    """Standard errors of the tensors of one snapshot, from the scatter of its own forces.
+    """Errors of the tensors of one snapshot by the scatter of its own forces; errors of the even part are not in them.
 
     Attributes:
         force_noise: standard deviation of one force component at one point [E_h/a0].
@@ -348,7 +348,13 @@ def noise_errors(field_vectors: Array, forces: Array) -> NoiseErrors | None:
     point must be P.E of the axis points. What remains after a least-squares fit of F(0) + P.E + E.Q.E/2, taken as
     independent noise of one size, goes through the weights of :func:`response_tensors`: sigma/(sqrt(2) h) for an APT
     element, sqrt(6) sigma/h^2 for Q_xx and sqrt(5/2) sigma/h^2 for Q_xy. The remainder also holds the third order of
-    the field, so that a step that is too long shows as well; the fourth order, in the even part alone, does not.
+    the field, so that a step that is too long shows as well.
+
+    Nothing is said twice about the even part, seven points with seven unknowns, so that its errors are not in here: an
+    error of F(0), which enters every PGT element as -2 F(0)/h^2 and is the largest where the point without field is
+    the worst converged; the fourth order of the field; a response that has not come to its end, the same share of it
+    missing at all points. The PGT's figure is a lower bound. Trying a tighter SCF threshold and another step
+    (:mod:`mimyria_wf.qualification`) sees these.
 
     Args:
         field_vectors: (n_fields, 3) Cartesian field vectors, in any order [E_h/(e a0)].

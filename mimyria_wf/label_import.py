@@ -16,6 +16,7 @@ import numpy as np
 from mimyria_wf.errors import FieldSetError, LabelError
 from mimyria_wf.field_forces import FieldForces, FieldForcesStore, StoredFieldForces
 from mimyria_wf.finite_field import diagnostics, point_name
+from mimyria_wf.label_plausibility import check_size, mean_charges, sign_warnings, step_warnings
 from mimyria_wf.labels import (
     LabelledSnapshot,
     configuration_key,
@@ -91,11 +92,12 @@ def import_field_forces(
         forces_key: column with the forces; None: ``forces`` or ``REF_forces``.
 
     Returns:
-        JSON-able: counts, the field points found, the largest net force [E_h/a0].
+        JSON-able: counts, the field points found, the largest net force [E_h/a0], mean APT trace/3 by species [e],
+        warnings.
 
     Raises:
-        LabelError: a unit, field or column is missing, a point comes twice with other forces, or the sign of the
-            field contradicts the total charge.
+        LabelError: a unit, field or column is missing, a point comes twice with other forces, the sign of the field
+            contradicts the total charge, or steps or tensors have a size that only a mistaken unit explains.
     """
     points: dict[str, list[tuple[Array, Array]]] = {}
     snapshots: dict[str, ase.Atoms] = {}
@@ -111,21 +113,29 @@ def import_field_forces(
     sound: list[StoredFieldForces] = []
     names: set[str] = set()
     n_sets, net = 0, 0.0
+    warnings: dict[str, None] = {}
+    apts: list[Array] = []
+    with_apt: list[ase.Atoms] = []
     for key, found in points.items():
         atoms = snapshots[key]
         what = str(atoms.info.get("snapshot", atoms.get_chemical_formula()))
         new = FieldForces(np.array([field for field, _ in found]), np.array([forces for _, forces in found]))
         _check_twice(new, f"{path}, {what}")
+        warnings |= dict.fromkeys(step_warnings(new.field_vectors, f"{path}, {what}"))
         try:
             checks = diagnostics(new.field_vectors, new.forces, total_charge(atoms))
             checks.check()
-            new.tensors()
+            apt = new.tensors().apt
             n_sets += 1
         except FieldSetError as error:
             if "follow a field" in str(error):  # a mixed point with another length than its vector says
                 raise LabelError(f"{path}, {what}: {error}") from None
         else:
             net = max(net, checks.net_force or 0.0)
+            if apt is not None:
+                check_size(apt, atoms.get_chemical_symbols(), f"{path}, {what}")
+                apts.append(apt)
+                with_apt.append(atoms)
         _check_sign(new, total_charge(atoms), f"{path}, {what}")
         sound.append(StoredFieldForces(atoms, new, origin.level_of_theory, origin.engine, origin.version))
         names.update(new.point_names)
@@ -139,6 +149,7 @@ def import_field_forces(
         "n_snapshots_with_tensors": n_sets,
         "points": sorted(names),
         "largest_net_force": net,
+        **_mean_charges(apts, with_apt, list(warnings)),
         **_described(origin),
     }
 
@@ -163,7 +174,7 @@ def import_labels(
         columns: by tensor, the column; ``apt`` and ``pgt`` by default.
 
     Returns:
-        JSON-able: counts, largest sum-rule residuals [e], [e^2 a0/E_h].
+        JSON-able: counts, largest sum-rule residuals [e], [e^2 a0/E_h], mean APT trace/3 by species [e], warnings.
     """
     units, axes, columns = units or {}, axes or {}, columns or {}
     labelled: list[LabelledSnapshot] = []
@@ -185,6 +196,11 @@ def import_labels(
         "engine_version": origin.version,
         "level_of_theory": level_of_theory_key(origin.level_of_theory),
     }
+    with_apt = [one.atoms for one in labelled if one.apt is not None]
+    apts = [one.apt for one in labelled if one.apt is not None]
+    for atoms, apt in zip(with_apt, apts, strict=True):
+        what = str(atoms.info.get("snapshot", atoms.get_chemical_formula()))
+        check_size(apt, atoms.get_chemical_symbols(), f"{path}, {what}")
     write_labels(out, labelled, metadata)
     residuals = [one.tensors.sum_rule_residual(one.charge).largest() for one in labelled]
     return {
@@ -192,8 +208,18 @@ def import_labels(
         "n_snapshots": len(labelled),
         "targets": sorted(labelled[0].tensors.tensors()),
         "largest_sum_rule_residual": {name: max(r.get(name, 0.0) for r in residuals) for name in residuals[0]},
+        **_mean_charges(apts, with_apt, []),
         **_described(origin),
     }
+
+
+def _mean_charges(apts: Sequence[Array], snapshots: Sequence[ase.Atoms], warnings: list[str]) -> dict[str, Any]:
+    """Return the entries of a result that let a person judge sign and size of the APTs."""
+    if not apts:
+        return {"warnings": warnings} if warnings else {}
+    means = mean_charges(apts, snapshots)
+    warnings = [*warnings, *sign_warnings(means, any(total_charge(atoms) for atoms in snapshots))]
+    return {"mean_apt_trace": means, **({"warnings": warnings} if warnings else {})}
 
 
 def _described(origin: Origin) -> dict[str, Any]:

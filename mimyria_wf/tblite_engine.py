@@ -176,7 +176,7 @@ class TbliteEngine(FieldEngine):
         for k, (point, result) in enumerate(zip(points, results)):
             point.result, point.snapshot = result, self._snapshot
             if result is not None:
-                forces[k], dipoles[k], gaps[k] = -result.get("gradient"), result.get("dipole"), _gap(result)
+                forces[k], dipoles[k], gaps[k] = -result.get("gradient"), result.get("dipole"), _gap(result, system[2])
                 if not np.isfinite(forces[k]).all():
                     problems[k] = "forces that are not finite: check the geometry"
         if any(problems):
@@ -247,13 +247,19 @@ class TbliteEngine(FieldEngine):
             return None, _one_line(error)
 
 
-def _gap(result: Any) -> float:
-    """Return the distance of the highest occupied to the lowest empty orbital [eV], NaN if there is no empty one."""
+def _gap(result: Any, unpaired: int) -> float:
+    """Return the distance of the highest occupied to the lowest empty level [eV], NaN if there is no empty one.
+
+    Both spins of GFN-xTB have the same levels but fill them up to different ones: the smaller gap counts.
+    """
     levels = np.asarray(result.get("orbital-energies"), dtype=float).ravel()
-    n_occupied = int(np.ceil(np.sum(result.get("orbital-occupations")) / 2 - 1e-6))
-    if not 0 < n_occupied < len(levels):
-        return np.nan
-    return float(levels[n_occupied] - levels[n_occupied - 1]) * HARTREE
+    n_electrons = round(float(np.sum(result.get("orbital-occupations"))))
+    gaps = [
+        float(levels[n] - levels[n - 1]) * HARTREE
+        for n in ((n_electrons + unpaired) // 2, (n_electrons - unpaired) // 2)
+        if 0 < n < len(levels)
+    ]
+    return min(gaps, default=np.nan)
 
 
 def _checked_system(atoms: ase.Atoms) -> tuple[bytes, int, int]:

@@ -177,3 +177,63 @@ def test_order_and_units_of_tensors_are_never_guessed(tmp_path: Path):
     bare.info["level_of_theory"], other.info["level_of_theory"] = "one", "two"
     with pytest.raises(LabelError, match="snapshots 0 and 1 are of different levels of theory"):
         read_labels(written(tmp_path / "both.extxyz", [bare, other]), ["apt"], stated=True)
+
+
+def scaled(images, forces: float = 1.0, fields: float = 1.0):
+    for frame in images:
+        frame.arrays["REF_forces"] = frame.arrays["REF_forces"] * forces
+        frame.info["efield"] = frame.info["efield"] * fields
+    return images
+
+
+OURS, PER_ANGSTROM = "E_h/(e a0)", 1 / HARTREE_PER_BOHR
+
+
+@pytest.mark.parametrize(
+    ("fields", "units", "message"),
+    [
+        (
+            1.0,
+            {"field_unit": "V/A", "force_unit": "E_h/a0"},
+            r"APTs is .* e, above 10: forces in eV/A stated as E_h/a0",
+        ),
+        (0.1, {"field_unit": OURS, "force_unit": "eV/A"}, r"APTs is .* e, below 0.05, although H, O is polar"),
+        (1.0, {"field_unit": OURS, "force_unit": "eV/A"}, r"a field step of 0.05\d* E_h/\(e a0\) is no perturbation"),
+    ],
+)
+def test_sizes_that_only_a_mistaken_unit_explains_are_refused(tmp_path: Path, fields, units, message):
+    images = frames("REF_forces", targets=("apt",))
+    if fields != 1:  # fields and forces of a smaller step, so that the step itself passes
+        images = scaled(images, 1.0, 1.0)
+        mean = np.mean([frame.arrays["REF_forces"] for frame in images], axis=0)
+        for frame in images:
+            frame.arrays["REF_forces"] = mean + fields * (frame.arrays["REF_forces"] - mean)
+            frame.info["efield"] = fields * frame.info["efield"]
+    with pytest.raises(LabelError, match=message):
+        import_field_forces(written(tmp_path / "f.extxyz", images), tmp_path / "f.h5", ORIGIN, **units)
+    assert not (tmp_path / "f.h5").exists()
+
+
+def test_a_person_sees_the_sign_of_a_neutral_system(tmp_path: Path):
+    path = written(tmp_path / "f.extxyz", frames("REF_forces", targets=("apt",)))
+    result = import_field_forces(path, tmp_path / "f.h5", ORIGIN, **UNITS)
+    assert -0.8 < result["mean_apt_trace"]["O"] < -0.2
+    assert result["mean_apt_trace"]["H"] == pytest.approx(-result["mean_apt_trace"]["O"] / 2, abs=1e-3)
+    (line,) = result["warnings"]
+    assert "no sum rule tells the sign of a neutral system" in line
+    for name, (force, field) in {"gradients": (-1.0, 1.0), "electrons": (1.0, -1.0)}.items():
+        images = scaled(frames("REF_forces", targets=("apt",)), force, field)
+        result = import_field_forces(
+            written(tmp_path / f"{name}.extxyz", images), tmp_path / f"{name}.h5", ORIGIN, **UNITS
+        )
+        assert result["mean_apt_trace"]["O"] > 0.2
+        assert any("the sign looks reversed: O, the most electronegative, has +" in line for line in result["warnings"])
+
+
+def test_a_strong_field_is_warned_of(tmp_path: Path):
+    images = scaled(frames("REF_forces", targets=("apt",)), 1.0, 8.0)
+    mean = np.mean([frame.arrays["REF_forces"] for frame in images], axis=0)
+    for frame in images:
+        frame.arrays["REF_forces"] = mean + 8 * (frame.arrays["REF_forces"] - mean)
+    result = import_field_forces(written(tmp_path / "f.extxyz", images), tmp_path / "f.h5", ORIGIN, **UNITS)
+    assert "the weakest field is 0.008 E_h/(e a0); above 0.005 higher orders count" in result["warnings"][0]

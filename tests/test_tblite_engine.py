@@ -197,3 +197,12 @@ def test_unconverged_scf_is_an_error_that_names_point_and_snapshot(water):
 def test_bad_settings(arguments, message):
     with pytest.raises(EngineError, match=message):
         TbliteEngine(**arguments)
+
+
+@pytest.mark.parametrize(("name", "multiplicity", "low", "high"), [("O2", 3, 3.0, 8.0), ("CH3", 2, 2.0, 6.0)])
+def test_the_gap_of_an_open_shell_is_the_smaller_of_its_spins(name: str, multiplicity: int, low: float, high: float):
+    atoms = molecule(name)
+    atoms.info["multiplicity"] = multiplicity
+    gap = TbliteEngine().field_results(atoms, np.zeros((1, 3))).gap
+    assert gap is not None
+    assert low < gap < high  # eV; between the half-filled levels of O2 there is none

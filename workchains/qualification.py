@@ -11,6 +11,7 @@ from mimyria_wf.calculators.qualification import (
     assess_qualification,
     known_points,
     planned_tasks,
+    program_version,
     task_configurations,
     varied_level,
 )
@@ -67,7 +68,8 @@ class QualificationWorkChain(WindowedWorkChain):
         self.ctx.round = 0
         self.ctx.queue, self.ctx.done, self.ctx.failed = [], [], []
         self.ctx.max_concurrent = settings["max_concurrent"]
-        self.ctx.problems = []
+        self.ctx.problems, self.ctx.versions = [], []
+        self.ctx.n_computed, self.ctx.planned_with = 0, None
         self.ctx.levels, self.ctx.varied = {}, {}
         for task in self._tasks().values():
             name = _variation_name(task)
@@ -81,8 +83,15 @@ class QualificationWorkChain(WindowedWorkChain):
         return planned_tasks(self.inputs.snapshots, self.inputs.screening.get_dict())
 
     def should_plan(self) -> bool:
-        """Plan once, and once more if jobs failed: nodes die, but what fails twice is not chance."""
-        return self.ctx.round == 0 or (self.ctx.round == 1 and bool(self.ctx.failed))
+        """Plan once, once more if jobs failed, and once more if the program is not of the version planned with.
+
+        Nodes die, but what fails twice is not chance; points of another version in the database are not judged along
+        with those that were just computed.
+        """
+        is_other = bool(self.ctx.versions) and self.ctx.planned_with not in (None, self.ctx.versions[-1])
+        return (
+            self.ctx.round == 0 or (self.ctx.round == 1 and bool(self.ctx.failed)) or (self.ctx.round < 3 and is_other)
+        )
 
     def is_worth_repeating(self, node: orm.ProcessNode) -> bool:
         """Say no: the second plan computes what is missing then, not whole jobs again."""
@@ -95,7 +104,11 @@ class QualificationWorkChain(WindowedWorkChain):
         tasks = list(self._tasks().values())
         limit = POINTS_PER_JOB * self.inputs.settings["snapshots_per_job"]
         bundles: dict[tuple[Any, ...], list[str]] = {}
-        for task, known in zip(tasks, known_points(tasks, self._level_keys(tasks)), strict=True):
+        found, version = known_points(tasks, self._level_keys(tasks), self._version())
+        if self.ctx.round > 1 and version != self.ctx.planned_with and self.ctx.planned_with is not None:
+            self.report(f"points of version {self.ctx.planned_with} are left out: {version} computes now")
+        self.ctx.planned_with = version
+        for task, known in zip(tasks, found, strict=True):
             for own in parts(known.missing(task), limit):
                 rows = tuple(tuple(float(x) for x in vector) for vector in own)
                 bundles.setdefault((_variation_name(task), rows), []).append(task.name)
@@ -107,7 +120,12 @@ class QualificationWorkChain(WindowedWorkChain):
                 entry = {"label": label, "variation": variation, "tasks": names[first : first + per_job]}
                 self.ctx.queue.append({**entry, "vectors": [list(row) for row in rows]})
         n_points = sum(len(entry["vectors"]) * len(entry["tasks"]) for entry in self.ctx.queue)
+        self.ctx.n_computed += n_points
         self.report(f"{len(tasks)} runs: {n_points} field points to compute in {len(self.ctx.queue)} jobs")
+
+    def _version(self) -> str | None:
+        """Return the version that computes now, None before anything ran."""
+        return self.ctx.versions[-1] if self.ctx.versions else None
 
     def _level_keys(self, tasks: list[Task]) -> list[str]:
         return [level_of_theory_key(self.ctx.levels[_variation_name(task)]) for task in tasks]
@@ -138,6 +156,10 @@ class QualificationWorkChain(WindowedWorkChain):
         super().inspect_window()
         failed = {entry["label"] for entry in self.ctx.failed}
         for entry in self.ctx.window:
+            node = self.ctx[entry["label"]]
+            version = program_version(node.outputs.field_forces) if "field_forces" in node.outputs else ""
+            if version and version not in self.ctx.versions:
+                self.ctx.versions = [*self.ctx.versions, version]
             if entry["label"] in failed:
                 self.ctx.problems.append(reason(self.ctx[entry["label"]]))
 
@@ -145,7 +167,8 @@ class QualificationWorkChain(WindowedWorkChain):
         """Judge."""
         tasks = list(self._tasks().values())
         keys = self._level_keys(tasks)
-        nodes = {node.uuid: node for known in known_points(tasks, keys) for node in known.nodes}
+        found, version = known_points(tasks, keys, self._version())
+        nodes = {node.uuid: node for known in found for node in known.nodes}
         problems = list(dict.fromkeys(self.ctx.problems))
         if not nodes:
             return self.exit_codes.ERROR_NO_RESULT.format(detail=problems[0] if problems else "no job ran")
@@ -155,7 +178,7 @@ class QualificationWorkChain(WindowedWorkChain):
         outputs = assess_qualification(
             self.inputs.snapshots,
             self.inputs.screening,
-            orm.Dict({**trial, "problems": problems}),
+            orm.Dict({**trial, "problems": problems, "version": version, "n_computed": self.ctx.n_computed}),
             **{f"forces_{k:05d}": node for k, node in enumerate(nodes.values())},
         )
         self.out("verdict", outputs["verdict"])
@@ -163,7 +186,8 @@ class QualificationWorkChain(WindowedWorkChain):
         verdict = outputs["verdict"].get_dict()
         if not verdict["accepted"]:
             return self.exit_codes.ERROR_REFUSED.format(detail="; ".join([*verdict["reasons"], *problems[:1]]))
-        self.report(verdict["line"])
+        computed = "" if self.ctx.n_computed else " from points of earlier runs, nothing was computed now"
+        self.report(f"{verdict['line']} (version {verdict['version']}{computed})")
         return None
 
 
