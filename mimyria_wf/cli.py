@@ -427,7 +427,11 @@ def _select(chosen: argparse.Namespace) -> dict[str, Any]:
 def _engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default="tblite", help="gives the forces (default tblite); `engines` lists all")
     parser.add_argument("--settings", type=_json_object, default={}, help="of the engine, as JSON")
-    parser.add_argument("--template", type=Path, help="of the level of theory, for engines that run a program")
+    parser.add_argument(
+        "--template",
+        type=Path,
+        help="of the level of theory, for engines that run a program: a file, or one of the package's CP2K templates",
+    )
     parser.add_argument("--command", help="how to call the engine's program, e.g. 'mpirun -np 4 cp2k.psmp'")
     parser.add_argument(
         "--file",
@@ -443,12 +447,13 @@ def _engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _chosen_engine(chosen: argparse.Namespace) -> Any:
+    from mimyria_wf.campaign import path_from
     from mimyria_wf.field_engine import checked_identity, make_engine
 
     flags = {name: getattr(chosen, name) for name in ("command", "method", "accuracy")}
     files = dict(chosen.file_of_engine)
     if chosen.template is not None:
-        files["template"] = chosen.template
+        files["template"] = path_from(Path.cwd(), str(chosen.template))
     settings = {**chosen.settings, **{name: value for name, value in flags.items() if value is not None}}
     return checked_identity(make_engine(chosen.engine, settings, files))
 

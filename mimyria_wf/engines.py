@@ -33,6 +33,7 @@ from mimyria_wf.field_forces import (
     FieldForces,
     FieldForcesStore,
     StoredFieldForces,
+    iterate_field_forces,
     known_version,
     read_field_forces,
     write_field_forces,
@@ -120,8 +121,9 @@ def completed(
 ) -> FieldForces:
     """Return the known forces of a snapshot, all of one version of the program, after computing the points it lacks.
 
-    Stored points of another version than the one that computes now are not used. An engine that knows its version only
-    when it has run is asked for what the store's version lacks first, then for the rest if it turns out to be another.
+    A set of another version is used if it is whole, since nothing is computed then; part of one is never completed by
+    the version that computes now. An engine that knows its version only when it has run is asked for what the store's
+    version lacks first, then for the rest if it turns out to be another.
 
     Args:
         engine: gives the forces.
@@ -136,9 +138,14 @@ def completed(
     """
     level = engine.level_of_theory
     known = store.get(atoms, level, known_version(engine.version), vectors, step)
+    fullest = store.get(atoms, level, None, vectors, step)
+    if fullest is not None and len(_missing(known, vectors, step)) and not len(_missing(fullest, vectors, step)):
+        whole = f"points of {engine.name} {fullest.version} are used as they are, the version here is {engine.version}"
+        if notes is not None and whole not in notes:
+            notes.append(whole)
+        return fullest
     for _ in range(3):
-        rows = matching_rows(np.empty((0, 3)) if known is None else known.field_vectors, vectors, step)
-        missing = vectors[[row is None for row in rows]]
+        missing = _missing(known, vectors, step)
         if known is not None and not len(missing):
             break
         known = computed(engine, atoms, missing, store)
@@ -149,6 +156,12 @@ def completed(
     if others and notes is not None and line not in notes:
         notes.append(line)
     return known
+
+
+def _missing(known: FieldForces | None, vectors: Array, step: float) -> Array:
+    """Return the field points (n, 3) that are not known."""
+    rows = matching_rows(np.empty((0, 3)) if known is None else known.field_vectors, vectors, step)
+    return vectors[[row is None for row in rows]]
 
 
 def computed(engine: FieldEngine, atoms: ase.Atoms, vectors: Array, store: FieldForcesStore) -> FieldForces:
@@ -225,10 +238,12 @@ def label_file(
     for index, atoms in enumerate(snapshots):
         _state(atoms.info, charge, multiplicity, f"{path}, snapshot {index}")
     store = FieldForcesStore(field_forces_out)
-    for known in [points_known] if isinstance(points_known, str | Path) else points_known or []:
+    known_files = [points_known] if isinstance(points_known, str | Path) else list(points_known or [])
+    for known in known_files:
         store.include(known)
     level = checked_identity(engine).level_of_theory
-    warnings = checked(engine, snapshots, wanted, step)
+    warnings = [line for known in known_files if (line := _of_another_level(known, engine))]
+    warnings += checked(engine, snapshots, wanted, step)
     labelled: list[LabelledSnapshot] = []
     checks: list[FieldDiagnostics] = []
     n_needed = len(field_vectors(step, wanted))
@@ -277,6 +292,18 @@ def _with_errors(atoms: ase.Atoms, errors: dict[str, float]) -> ase.Atoms:
     noted = atoms.copy()
     noted.info = {**atoms.info, **{f"{name}_error": value for name, value in errors.items()}}
     return noted
+
+
+def _of_another_level(path: str | Path, engine: FieldEngine) -> str:
+    """Return one line if a field-forces file holds nothing at the engine's level of theory, "" otherwise."""
+    key = level_of_theory_key(engine.level_of_theory)
+    engines: dict[str, None] = {}
+    for stored in iterate_field_forces(path):
+        if level_of_theory_key(stored.level_of_theory) == key:
+            return ""
+        engines[stored.engine] = None
+    of = f"of {' and '.join(engines)} " if engines else ""
+    return f"{path}: nothing {of}is at the level of theory of engine {engine.name} as it is set up; none of it is used"
 
 
 def checked(engine: FieldEngine, snapshots: Iterable[ase.Atoms], targets: Sequence[str], step: float) -> list[str]:

@@ -134,6 +134,10 @@ def test_an_interrupted_run_computes_nothing_twice(snapshot_file: Path, tmp_path
     assert (tmp_path / "again.extxyz").read_text() == labels.read_text()
     label_file(snapshot_file, third, ["apt"], STEP / 2, tmp_path / "half.extxyz", points_known=[forces])
     assert third.n_points == 24
+    other = ModelEngine()
+    other.level_of_theory = {"program": "model", "spring": 2.0}
+    told = label_file(snapshot_file, other, ["apt"], STEP, tmp_path / "other.extxyz", points_known=[forces])
+    assert "nothing of model is at the level of theory of engine model" in told["warnings"][0]
 
 
 def test_an_apt_set_grows_into_a_pgt_set(snapshot_file: Path, tmp_path: Path):

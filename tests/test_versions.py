@@ -80,6 +80,16 @@ def test_a_pgt_set_is_not_completed_from_another_version(snapshot: Path, tmp_pat
     assert (again.n_points, back.n_points) == (0, 0)
 
 
+def test_a_whole_set_of_another_version_is_used_and_said(snapshot: Path, tmp_path: Path):
+    store = tmp_path / "f.h5"
+    first = label_file(snapshot, Versioned("2023.1"), ["pgt"], STEP, tmp_path / "a.extxyz", store)
+    new = Versioned("2025.1", shift=1e-6)
+    second = label_file(snapshot, new, ["pgt"], STEP, tmp_path / "b.extxyz", store)
+    assert new.n_points == 0
+    assert second["engine_version"] == first["engine_version"] == "2023.1"
+    assert second["warnings"] == ["points of model 2023.1 are used as they are, the version here is 2025.1"]
+
+
 def test_an_engine_that_does_not_know_its_version_yet_takes_the_fullest(snapshot: Path, tmp_path: Path):
     store = tmp_path / "f.h5"
     label_file(snapshot, Versioned("1"), ["pgt"], STEP, tmp_path / "a.extxyz", store)
