@@ -186,8 +186,9 @@ class QualificationWorkChain(WindowedWorkChain):
         verdict = outputs["verdict"].get_dict()
         if not verdict["accepted"]:
             return self.exit_codes.ERROR_REFUSED.format(detail="; ".join([*verdict["reasons"], *problems[:1]]))
-        computed = "" if self.ctx.n_computed else " from points of earlier runs, nothing was computed now"
-        self.report(f"{verdict['line']} (version {verdict['version']}{computed})")
+        self.report(verdict["line"])
+        computed = "" if self.ctx.n_computed else ", from points of earlier runs: nothing was computed now"
+        self.report(f"judged by version {verdict['version']}{computed}")
         return None
 
 
