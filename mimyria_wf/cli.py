@@ -589,6 +589,7 @@ def _configure_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force-unit", help="forces: eV/A or E_h/a0, if the file does not say it")
     parser.add_argument("--field-key", default="efield", help="forces: header entry with the field (efield)")
     parser.add_argument("--forces-key", help="forces: their column (forces or REF_forces)")
+    parser.add_argument("--labels", type=Path, help="forces: labelled extxyz to write of the tensors that they give")
     for name, unit, axes in (
         ("apt", "e", "displacement,field or field,displacement"),
         ("pgt", "e^2 a0/E_h or A^2", "displacement,field,field or field,field,displacement"),
@@ -612,6 +613,7 @@ def _import(chosen: argparse.Namespace) -> dict[str, Any]:
             force_unit=chosen.force_unit,
             field_key=chosen.field_key,
             forces_key=chosen.forces_key,
+            labels=chosen.labels,
         )
     stated = {
         kind: {name: getattr(chosen, f"{name}_{kind}") for name in ("apt", "pgt")} for kind in ("unit", "axes", "key")

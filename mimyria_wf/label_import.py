@@ -15,6 +15,7 @@ import numpy as np
 
 from mimyria_wf.errors import FieldSetError, LabelError
 from mimyria_wf.field_forces import FieldForces, FieldForcesStore, StoredFieldForces
+from mimyria_wf.field_response import check_response
 from mimyria_wf.finite_field import diagnostics, point_name
 from mimyria_wf.label_plausibility import check_size, mean_charges, sign_warnings, step_warnings
 from mimyria_wf.labels import (
@@ -77,6 +78,7 @@ def import_field_forces(
     force_unit: str | None = None,
     field_key: str = "efield",
     forces_key: str | None = None,
+    labels: str | Path | None = None,
 ) -> dict[str, Any]:
     """Read snapshots with one frame for each field point into a field-forces file.
 
@@ -90,6 +92,7 @@ def import_field_forces(
         force_unit: key of FORCE_UNITS; None: each frame says it as info ``forces_unit``.
         field_key: info entry with the field.
         forces_key: column with the forces; None: ``forces`` or ``REF_forces``.
+        labels: labelled extxyz to write, of the snapshots that have all points of an APT; with the PGT if all have it.
 
     Returns:
         JSON-able: counts, the field points found, the largest net force [E_h/a0], mean APT trace/3 by species [e],
@@ -112,7 +115,8 @@ def import_field_forces(
         points.setdefault(key, []).append((field, forces))
     sound: list[StoredFieldForces] = []
     names: set[str] = set()
-    n_sets, net = 0, 0.0
+    labelled: list[LabelledSnapshot] = []
+    net = 0.0
     warnings: dict[str, None] = {}
     apts: list[Array] = []
     with_apt: list[ase.Atoms] = []
@@ -125,8 +129,9 @@ def import_field_forces(
         try:
             checks = diagnostics(new.field_vectors, new.forces, total_charge(atoms))
             checks.check()
-            apt = new.tensors().apt
-            n_sets += 1
+            tensors = new.tensors()
+            apt = tensors.apt
+            labelled.append(LabelledSnapshot(atoms, tensors.apt, tensors.pgt))
         except FieldSetError as error:
             if "follow a field" in str(error):  # a mixed point with another length than its vector says
                 raise LabelError(f"{path}, {what}: {error}") from None
@@ -136,17 +141,29 @@ def import_field_forces(
                 check_size(apt, atoms.get_chemical_symbols(), f"{path}, {what}")
                 apts.append(apt)
                 with_apt.append(atoms)
-        _check_sign(new, total_charge(atoms), f"{path}, {what}")
+        check_response(new.field_vectors, new.forces, total_charge(atoms), f"{path}, {what}")
         sound.append(StoredFieldForces(atoms, new, origin.level_of_theory, origin.engine, origin.version))
         names.update(new.point_names)
     store = FieldForcesStore(out)
     for one in sound:
         store.add_stored(one)
+    if labels is not None:
+        if not labelled:
+            raise LabelError(f"{path}: no snapshot has all the field points of a tensor; there are no labels to write")
+        metadata: dict[str, str | int | float] = {
+            "engine": origin.engine,
+            "engine_version": origin.version,
+            "level_of_theory": level_of_theory_key(origin.level_of_theory),
+        }
+        if any(one.pgt is None for one in labelled):
+            labelled = [LabelledSnapshot(one.atoms, one.apt) for one in labelled]
+        write_labels(labels, labelled, metadata)
     return {
         "field_forces": str(out),
         "n_snapshots": len(points),
         "n_points": sum(len(found) for found in points.values()),
-        "n_snapshots_with_tensors": n_sets,
+        "n_snapshots_with_tensors": len(labelled),
+        **({} if labels is None else {"labels": str(labels)}),
         "points": sorted(names),
         "largest_net_force": net,
         **_mean_charges(apts, with_apt, list(warnings)),
@@ -292,18 +309,3 @@ def _check_twice(forces: FieldForces, where: str) -> None:
         same = np.flatnonzero(np.linalg.norm(forces.field_vectors[:i] - vector, axis=1) < 1e-12)
         if len(same):
             raise LabelError(f"{where}: field point {point_name(vector)} comes twice, keep one frame of it")
-
-
-def _check_sign(forces: FieldForces, charge: int, where: str) -> None:
-    """Refuse a reversed field, which a total charge gives away: sum_i F_i(E) - F_i(0) = Q E."""
-    zero = np.flatnonzero(~forces.field_vectors.any(axis=1))
-    if not charge or not len(zero):
-        return
-    vectors = forces.field_vectors
-    pull = (forces.forces - forces.forces[zero[0]]).sum(axis=1)
-    along = float(np.sum(pull * vectors)) / (charge * float(np.sum(vectors**2)) or 1.0)
-    if along < 0:
-        raise LabelError(
-            f"{where}: the net force goes against the charge times the field: the field's sign is reversed (a field "
-            "on electrons?); give the field that pulls positive charges along it"
-        )

@@ -16,7 +16,7 @@ from ase.build import molecule
 
 from mimyria_wf.cli import all_verbs, main, plain, readable, stride_text
 from mimyria_wf.field_forces import read_field_forces
-from mimyria_wf.labels import read_labels
+from mimyria_wf.labels import configuration_key, read_labels
 from mimyria_wf.spectra_files import read_table
 from mimyria_wf.trajectory import open_trajectory
 
@@ -215,8 +215,15 @@ def test_imported_forces_are_known_points(folder: Path, tmp_path: Path, cli: Cli
     ase.io.write(tmp_path / "given.extxyz", frames)
     out = tmp_path / "given.h5"
     arguments = ["--engine", "tblite", "--level", json.dumps(level["level"]), "-o", out]
-    result = cli("import", "forces", tmp_path / "given.extxyz", *arguments)
+    result = cli("import", "forces", tmp_path / "given.extxyz", *arguments, "--labels", tmp_path / "given-apt.extxyz")
     assert (result["n_snapshots"], result["n_points"], result["n_snapshots_with_tensors"]) == (4, 24, 4)
+    own, given = (
+        {configuration_key(one.atoms): one.apt for one in read_labels(tmp_path / name)}
+        for name in ("a.extxyz", "given-apt.extxyz")
+    )
+    assert own.keys() == given.keys()
+    for key, apt in own.items():
+        np.testing.assert_allclose(given[key], apt, atol=2e-5)
     again = cli("label", folder / "A0.extxyz", "--targets", "apt", "--known", out, "-o", tmp_path / "b.extxyz")
     assert (again["n_points"], again["n_points_computed"]) == (24, 0)
     for one, other in zip(read_labels(tmp_path / "a.extxyz"), read_labels(tmp_path / "b.extxyz"), strict=True):
