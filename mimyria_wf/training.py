@@ -285,6 +285,12 @@ def train_files(
     if cheap:
         if start is not None:
             raise ModelError("pre-training and an initial model exclude each other: the weights start from one of them")
+        held = [{int(z) for s in part for z in s.atoms.numbers} for part in (training, cheap)]
+        if missing := held[0] - held[1]:
+            lacking = ", ".join(chemical_symbols[z] for z in sorted(missing))
+            raise LabelError(
+                f"{pretraining} lacks {lacking}, which {train_path} holds: label clusters with all species"
+            )
         _check_labels(target, cheap, test)
         if (level := levels_of_theory(cheap)) == levels_of_theory(training):
             raise LabelError(
@@ -728,7 +734,8 @@ def _check_labels(target: str, train: Sequence[LabelledSnapshot], test: Sequence
                 raise LabelError(f"{name} snapshot {k} has no {target} labels; label it with target {target}")
     known = {int(z) for s in train for z in s.atoms.numbers}
     if missing := {int(z) for s in test for z in s.atoms.numbers} - known:
-        raise LabelError(f"test labels hold atomic numbers {sorted(missing)} that the training labels lack")
+        lacking = ", ".join(chemical_symbols[z] for z in sorted(missing))
+        raise LabelError(f"test labels hold {lacking}, which the training labels lack")
     names = [{str(s.atoms.info["snapshot"]) for s in part if "snapshot" in s.atoms.info} for part in (train, test)]
     if both := sorted(names[0] & names[1]):
         raise LabelError(f"snapshot {both[0]} is in the training and in the test labels; keep them apart")
