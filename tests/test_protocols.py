@@ -161,7 +161,8 @@ def test_cp2k_labels_are_qualified_at_their_own_level_of_theory(programs: None, 
     inputs = built(tmp_path, {"engine": "cp2k", "template": "water_pbe_szv.inp"})
     settings = inputs["refinement"]["labels"]["settings"].get_dict()
     assert settings["threshold"] == 1e-8
-    assert inputs["qualification"]["screening"]["steps"] == [5e-4, 1e-3]
+    assert inputs["qualification"]["screening"]["steps"] == [5e-4]
+    assert inputs["qualification"]["screening"]["thresholds"] == [1e-8, 1e-9]
     (atoms,) = read_snapshots(inputs["qualification"]["snapshots"])
     assert configuration_key(atoms) == configuration_key(ase.io.read(tmp_path / "water_8.extxyz"))
     assert "adopt" not in inputs
