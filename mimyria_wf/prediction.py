@@ -185,7 +185,7 @@ def predict_derivatives(
     check = None
     if stride == "auto":
         alone = Predictor(models, reader, projects_sum_rules, charge, batch_size, device)
-        with at_work(workers, models, threads, [reader], stride, device) as some:
+        with at_work(workers, models, threads, [], stride, device) as some:  # a short segment: threads are enough
             check = _check_stride(alone, reader, stride_tolerance, reader.n_frames, some)
         stride = check.chosen
     predictor = Predictor(models, reader, projects_sum_rules, charge, batch_size, device, members)

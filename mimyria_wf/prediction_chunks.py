@@ -217,16 +217,16 @@ def _fields(tensors: Array) -> Array:
 
 
 def projected(target: str, tensors: Array, masses: Array, charge: float) -> Array:
+    """Return tensors (..., n_atoms, 3, 3[, 3]) that obey the acoustic sum rules, residuals taken off with m_i/M."""
     return project_apt(tensors, masses, charge) if target == "apt" else project_pgt(tensors, masses)
 
 
 def batch_size_of(n_atoms: int, device: Device = "cpu") -> int:
+    """Return how many frames of so many atoms are evaluated at once."""
     return max(1, min(64, NODES_AT_ONCE[device] // max(1, n_atoms)))
 
 
 _models_of_worker: Models = {}
-
-
 _predictors_of_worker: dict[bytes, Predictor] = {}
 
 
