@@ -173,7 +173,7 @@ def gain_of_workers(
     """Return the wall time of one core over that of several, their start left aside: a long run pays it once."""
     path = folder / f"long_{len(atoms)}.h5"
     if not path.exists():
-        write_swinging(path, atoms, 480)
+        write_swinging(path, atoms, 960)  # the last chunks, which one worker may do alone, count little
     with start_workers(networks, n_workers, n_nodes=10**9, device="cpu") as workers:
         runs = {"one": predicting(networks, path, folder), "several": predicting(networks, path, folder, workers)}
         best = best_of(runs, n_rounds)

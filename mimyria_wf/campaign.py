@@ -8,7 +8,6 @@ Keys carry their unit (``timestep_fs``, ``temperature_K``); the properties of th
 units of the core (fs, 1/fs, A, K, atomic units of field).
 """
 
-import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -712,7 +711,6 @@ class Labels(Section):
         return self.snapshots_per_job or DEFAULT_SNAPSHOTS_PER_JOB.get(self.engine or "tblite", 1)
 
 
-@functools.cache
 def label_engines() -> tuple[str, ...]:
     """Return the names of the label engines: those of this package, then those installed beside it."""
     others = {point.name for point in importlib.metadata.entry_points(group="mimyria_wf.engines")}

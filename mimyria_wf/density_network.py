@@ -44,8 +44,8 @@ _BOND_STARTS, _BOND_ENDS = 1.25, 1.55
 """A pair counts as bonded below the first and not above the second, in sums of covalent radii; smooth in between."""
 _SHORTEST = 0.85
 """Centre of the first radial function [A]."""
-_NODES_AT_ONCE = 128
-"""Atoms whose messages fit into the cache of a processor."""
+_NODES_AT_ONCE = 64
+"""Atoms whose messages fit into the cache of a processor, with those that a second core works on."""
 _DENSITIES_AT_ONCE = 1024
 """Atoms whose densities are made at a time, which bounds the memory of large systems."""
 _LEAST_SCALE = 0.1
