@@ -7,7 +7,7 @@ import pytest
 from aiida.tools.pytest_fixtures import *  # noqa: F403  the profile is made only where this is imported
 from ase.build import molecule
 
-from mimyria_wf.calculators.data import known_field_forces, points_of, version_of
+from mimyria_wf.calculators.data import known_field_forces, of_one_version, points_of, version_of
 from mimyria_wf.errors import LabelError
 from mimyria_wf.field_forces import FieldForces, StoredFieldForces, write_field_forces
 from mimyria_wf.labels import configuration_key, level_of_theory_key
@@ -50,3 +50,12 @@ def test_levels_of_theory_are_not_mixed(tmp_path: Path) -> None:
     write_field_forces(tmp_path / "f.h5", [stored(0, [0]), stored(0, [0], cutoff=300)])
     with pytest.raises(LabelError, match="holds 2 levels of theory"):
         store_field_forces(tmp_path / "f.h5", LEVEL)
+
+
+def test_a_known_point_of_another_version_does_not_leave_a_gap(tmp_path: Path) -> None:
+    for version, rows in (("2023.1", [0]), ("2025.1", [0, 1, 2])):
+        write_field_forces(tmp_path / f"{version}.h5", [stored(0, rows, version)])
+        assert store_field_forces(tmp_path / f"{version}.h5", LEVEL)["n_points_new"] == len(rows)
+    key = configuration_key(stored(0, [0]).atoms)
+    nodes = known_field_forces(level_of_theory_key(LEVEL), [key])[key]
+    assert points_of(of_one_version(nodes, key, VECTORS, 1e-3), key)[0].shape == (3, 3)

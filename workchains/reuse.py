@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mimyria_wf.calculators.data import known_field_forces, points_of
+from mimyria_wf.calculators.data import known_field_forces, points_of, version_of
 from mimyria_wf.calculators.engine import field_forces_of
 from mimyria_wf.cli import Verb
 from mimyria_wf.errors import CampaignError, LabelError
@@ -19,7 +19,9 @@ from mimyria_wf.labels import configuration_key, level_of_theory_key, matching_r
 
 
 def store_field_forces(path: str | Path, level: Mapping[str, Any]) -> dict[str, Any]:
-    """Store the points of a field-forces file as nodes of a level of theory; what the profile knows is left out.
+    """Store the points of a field-forces file as nodes of a level of theory; those that the profile has are left out.
+
+    Points of another version of the program do not count as known: sets of two versions are never combined.
 
     Args:
         path: HDF5 file of ``mimyria-wf label --field-forces`` or ``mimyria-wf import forces``, of one level of theory.
@@ -41,7 +43,8 @@ def store_field_forces(path: str | Path, level: Mapping[str, Any]) -> dict[str, 
     n_new = 0
     for one in sets:
         configuration = configuration_key(one.atoms)
-        vectors = points_of(known.get(configuration, []), configuration)[0]
+        alike = [node for node in known.get(configuration, []) if version_of(node) == one.engine_version]
+        vectors = points_of(alike, configuration)[0]
         lengths = np.linalg.norm(one.field_forces.field_vectors, axis=1)
         step = float(lengths[lengths > 0].min(initial=1.0))
         rows = matching_rows(vectors, one.field_forces.field_vectors, step)
