@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NoReturn
 
 from mimyria_wf import __version__
@@ -168,6 +169,35 @@ def readable(result: dict[str, Any], indent: str = "") -> str:
             lines.append(f"{indent}{key}: {value:.6g}")
         else:
             lines.append(f"{indent}{key}: {value}")
+    return "\n".join(lines)
+
+
+def labels_text(chosen: argparse.Namespace, result: dict[str, Any]) -> str:
+    """Return what was labelled, at which level, and how far the labels can be trusted, with units."""
+    if "largest_sum_rule_residual" not in result:
+        return readable(plain(result))
+    units = {"apt": ("APT", "e"), "pgt": ("PGT", "e^2 a0/E_h")}
+
+    def by_target(values: dict[str, float | None]) -> str:
+        known = [(*units[target], value) for target, value in values.items() if value is not None]
+        return ", ".join(f"{name} {value:.2g} {unit}" for name, unit, value in known) or "not known from these points"
+
+    theory = {key: value for key, value in result["level"].items() if key not in ("program", "version")}
+    known = result["n_points"] - result["n_points_computed"]
+    residuals, errors = result["largest_sum_rule_residual"], result["largest_error"]
+    lines = [
+        f"{result['labels']}: {' and '.join(units[target][0] for target in result['targets'])} of "
+        f"{result['n_snapshots']} snapshot{'s' * (result['n_snapshots'] != 1)}, {result['n_atoms']} atoms, "
+        f"{result['seconds']:.3g} s",
+        f"{result['n_points']} points in fields of {result['field_step']:g} E_h/(e a0)"
+        + (f", {known} of them known before" if known else ""),
+        f"{result['engine']} {result['engine_version']}: {shorten(json.dumps(plain(theory)), 160, placeholder=' ...')}",
+        f"largest estimated error: {by_target(errors)}",
+        f"largest sum-rule residual: {by_target(residuals)}",
+    ]
+    if result["largest_net_force"] is not None:
+        lines.append(f"largest net force beside that of the charge: {result['largest_net_force']:.2g} E_h/a0")
+    lines += [f"warning: {warning}" for warning in result.get("warnings", [])]
     return "\n".join(lines)
 
 
@@ -1196,7 +1226,13 @@ CORE_VERBS = [
     ),
     Verb("import", "take in forces in fields, or tensors, that were made elsewhere", _configure_import, _import),
     Verb("qualify", "screen field step and SCF threshold, recommend or refuse them", _configure_qualify, _qualify),
-    Verb("label", "compute APTs and PGTs of snapshots by forces in electric fields", _configure_label, _label),
+    Verb(
+        "label",
+        "compute APTs and PGTs of snapshots by forces in electric fields",
+        _configure_label,
+        _label,
+        labels_text,
+    ),
     Verb("train", "train an APT or PGT network", _configure_train, _train),
     Verb(
         "predict",

@@ -167,6 +167,26 @@ def test_label_needs_no_second_computation_of_known_points(folder: Path, tmp_pat
     assert (tmp_path / "both.extxyz").read_text() == (tmp_path / "again.extxyz").read_text()
 
 
+def test_label_says_with_units_what_it_did(folder: Path, tmp_path: Path, cli: Cli, capsys) -> None:
+    common = (
+        "label",
+        str(folder / "B0.extxyz"),
+        "--field-forces",
+        str(tmp_path / "p.h5"),
+        "-o",
+        str(tmp_path / "l.extxyz"),
+    )
+    cli(*common, "--targets", "apt")
+    result = cli(*common)
+    assert main([*common]) == 0
+    out = capsys.readouterr().out
+    assert "APT and PGT of 3 snapshots" in out
+    assert "39 points in fields of 0.001 E_h/(e a0), 39 of them known before" in out
+    apt, pgt = (f"{result['largest_error'][target]:.2g}" for target in ("apt", "pgt"))
+    assert f"largest estimated error: APT {apt} e, PGT {pgt} e^2 a0/E_h" in out
+    assert f"{result['largest_net_force']:.2g} E_h/a0" in out
+
+
 def test_label_in_given_vectors_adds_only_the_missing_points(folder: Path, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "points.h5"
     few, more = [[0, 0, 0], [1e-3, 0, 0]], [[1e-3, 0, 0], [-1e-3, 0, 0], [0, 0, 0]]
