@@ -200,6 +200,7 @@ def predict_derivatives(
         **({"groups": groups.metadata()} if isinstance(groups, ResolvedGroups) else {}),
         **dict(metadata or {}),
     }
+    replaces = False
     if restart:
         static = grouping.tolist() if isinstance(grouping, np.ndarray) else None
         # The segment of the check follows the other trajectories of a call: its figures decide nothing but the stride.
@@ -210,6 +211,7 @@ def predict_derivatives(
         finished = _finished(Path(out), facts["fingerprint"], tensors)
         if finished is not None:
             return finished
+        replaces = Path(out).is_file()
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     knots = knots_of(reader.n_frames, stride)
     with ExitStack() as stack:
@@ -259,8 +261,9 @@ def predict_derivatives(
         writer.metadata["sum_rule_rms"] = totals.sum_rule_rms()
         if members:
             writer.metadata["uncertainty"] = totals.uncertainty()
-    summary = _summary(Path(out))
-    return summary | ({"restart": writer.restart_note} if writer.restart_note else {})
+    told = [writer.restart_note, "replaced an earlier result" if replaces else ""]
+    note = "; ".join(part for part in told if part)
+    return _summary(Path(out)) | ({"restart": note} if note else {})
 
 
 def predict_files(

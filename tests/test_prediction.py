@@ -440,7 +440,7 @@ def test_other_weights_are_other_inputs(models: dict[str, ResponseNetwork], tmp_
     changed = copy.deepcopy(models["apt"])
     changed.scale *= 1.5
     save_model(changed, tmp_path / "apt.pt")
-    assert "restart" not in predict_files(*arguments)["files"][0]
+    assert predict_files(*arguments)["files"][0]["restart"] == "replaced an earlier result"
     second = read_derivatives(tmp_path / "out.h5").dipole_derivative
     assert first is not None
     assert second is not None
