@@ -558,6 +558,17 @@ class Vasp(Section):
 Auto = Annotated[float | Literal["auto"] | None, BeforeValidator(_number_or_auto)]
 
 
+class LabelLimits(Section):
+    """Up to where a label job may be given more after it ran out of it; otherwise options stay as they are."""
+
+    max_wallclock_seconds: Count | None = Field(
+        None, description="Longest job [s]: one that did not finish a single point in its time gets twice the time."
+    )
+    max_memory_kb: Count | None = Field(
+        None, description="Largest memory of a job [kB]: one that ran out of it gets twice as much."
+    )
+
+
 class Labels(Section):
     """Response tensors of single snapshots: computed in finite fields, or given."""
 
@@ -612,6 +623,16 @@ class Labels(Section):
     snapshots_per_job: Count | None = Field(
         None,
         description="Snapshots in one job (default: tblite 20, others 1).",
+        json_schema_extra=RUNS_ONLY,
+    )
+    max_rounds: Count = Field(
+        3,
+        description="Rounds in which missing and failed field points are computed, with what the failures ask for.",
+        json_schema_extra=RUNS_ONLY,
+    )
+    limits: LabelLimits = Field(
+        default_factory=lambda: LabelLimits.model_validate({}),
+        description="How far time and memory of a job may be raised from round to round.",
         json_schema_extra=RUNS_ONLY,
     )
     seconds_per_point: Positive | None = Field(
@@ -1313,6 +1334,8 @@ class Campaign(Section):
         if self.labels is not None and self.labels.waits_for_qualification and not self.is_qualified:
             key = "field_step_au" if self.labels.field_step_au == "auto" else "scf_threshold"
             raise wrong(f"labels.{key}", "auto needs the qualification", "add qualification: true, or write a number")
+        if self.labels is not None:
+            self._check_limits(self.labels.limits)
         if self.labels is not None and self.labels.gives_tensors:
             if "pgt" in self.targets:
                 raise wrong(
@@ -1526,6 +1549,27 @@ class Campaign(Section):
             polarizability="fields" if "pgt" in section.spatial_targets else "none",
             tolerances=Tolerances(**section.tolerances.model_dump()),
         )
+
+    def _check_limits(self, limits: LabelLimits) -> None:
+        """Refuse limits that raise nothing."""
+        computer = self.computer_for("labels")
+        for key in LabelLimits.model_fields:
+            limit, asked = getattr(limits, key), getattr(computer, key)
+            # CP2K has a time limit of its own in the template, which is raised, too.
+            if (
+                limit is not None
+                and asked is None
+                and (key, self.labels and self.labels.engine)
+                != (
+                    "max_wallclock_seconds",
+                    "cp2k",
+                )
+            ):
+                raise wrong(f"labels.limits.{key}", "has nothing to raise", f"add {key} to the computer of the labels")
+            if limit is not None and asked is not None and limit <= asked:
+                raise wrong(
+                    f"labels.limits.{key}", f"must exceed the {asked} that a job gets at first", "raise or remove it"
+                )
 
     def computer_for(self, step: Step) -> Computer:
         """Return code and options of a step: its own, else that of the program that does it, else ``mimyria``."""

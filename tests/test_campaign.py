@@ -1,5 +1,6 @@
 """The campaign file: what it means, and one line for each way to get it wrong."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -1239,6 +1240,34 @@ def test_dear_labels_are_qualified_unless_told_not_to(labels: str, section: str,
     campaign = parse_campaign(text.replace("[apt, pgt]", "[apt]") if "lepsilon" in text else text)
     assert campaign.is_qualified is expected
     assert Campaign.from_dict(campaign.to_dict()).is_qualified is expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "limits", "message"),
+    [
+        (
+            "",
+            "{max_memory_kb: 100}",
+            "labels.limits.max_memory_kb has nothing to raise: add max_memory_kb to the computer",
+        ),
+        (", max_memory_kb: 100", "{max_memory_kb: 100}", "must exceed the 100 that a job gets at first"),
+        (", max_wallclock_seconds: 60", "{max_wallclock_seconds: 30}", "must exceed the 60"),
+        ("", "{max_wallclock_seconds: 0}", "labels.limits.max_wallclock_seconds must be at least 1"),
+        ("", "{max_nodes: 2}", "labels.limits.max_nodes is not a key of labels.limits"),
+    ],
+)
+def test_limits_that_raise_nothing_are_refused(asked: str, limits: str, message: str) -> None:
+    computer = f"computers:\n  labels: {{code: cp2k@localhost{asked}}}\n"
+    labels = f"  engine: cp2k\n  template: water_pbe_szv.inp\n  limits: {limits}\n"
+    with pytest.raises(CampaignError, match=re.escape(message)):
+        parse_campaign(with_labels(labels).replace("computers:\n", computer))
+
+
+def test_a_time_limit_also_raises_the_one_of_cp2k() -> None:
+    limits = "  engine: cp2k\n  template: water_pbe_szv.inp\n  limits: {max_wallclock_seconds: 7200}\n"
+    campaign = parse_campaign(with_labels(limits))
+    assert campaign.labels is not None
+    assert campaign.labels.limits.max_wallclock_seconds == 7200
 
 
 def test_what_is_screened_holds_step_and_threshold_of_the_labels() -> None:

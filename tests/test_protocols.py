@@ -27,6 +27,7 @@ from mimyria_wf.campaign import Campaign
 from mimyria_wf.cli import build_parser
 from mimyria_wf.cp2k_input import eps_scf
 from mimyria_wf.errors import CampaignError
+from mimyria_wf.field_set_remedies import Limits
 from mimyria_wf.group_schema import read_group_scheme
 from mimyria_wf.labels import configuration_key, level_of_theory_key
 from mimyria_wf.workchains.campaign import CampaignWorkChain
@@ -155,6 +156,18 @@ def programs(water: orm.StructureData, aiida_code_installed: Callable[..., orm.A
     """Make codes for programs that need not be there."""
     for label in ("cp2k", "vasp"):
         aiida_code_installed(label=label, filepath_executable="/bin/true")
+
+
+def test_rounds_and_limits_reach_the_labels(programs: None, tmp_path: Path) -> None:
+    labels = {"engine": "cp2k", "template": "water_pbe_szv.inp"}
+    computer = {"cp2k": {"code": "cp2k@localhost", "max_memory_kb": 10**6}}
+    chosen = {**labels, "max_rounds": 5, "limits": {"max_memory_kb": 4 * 10**6, "max_wallclock_seconds": 7200}}
+    settings = built(tmp_path, chosen, computers=computer)["refinement"]["labels"]["settings"].get_dict()
+    assert settings["max_rounds"] == 5
+    assert Limits(**settings["limits"]) == Limits(max_wallclock_seconds=7200, max_memory_kb=4 * 10**6)
+    plain = built(tmp_path, labels)["refinement"]["labels"]["settings"].get_dict()
+    assert "limits" not in plain  # options stay as they are
+    assert plain["level_of_theory"] == settings["level_of_theory"]
 
 
 def test_cp2k_labels_are_qualified_at_their_own_level_of_theory(programs: None, tmp_path: Path) -> None:

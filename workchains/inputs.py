@@ -265,6 +265,8 @@ def _label_inputs(campaign: Campaign, labels: Labels, codes: Mapping[str, orm.Ab
         "threshold": campaign.scf_threshold(),
         "snapshots_per_job": labels.n_snapshots_per_job,
         "max_concurrent": computer.max_concurrent,
+        "max_rounds": labels.max_rounds,
+        **_present(limits=labels.limits.model_dump(exclude_none=True) or None),
     }
     if labels.template is not None:
         inputs["template"] = _template_node(campaign, labels)
