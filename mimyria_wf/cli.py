@@ -527,24 +527,24 @@ def _configure_label(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--known", type=Path, action="append", default=[], help="further files of field forces, not computed again"
     )
-    parser.add_argument("--derivatives", type=Path, help="label every frame of a trajectory, write its derivatives")
-    parser.add_argument("--start", type=int, default=0, help="with --derivatives: first frame")
-    parser.add_argument("--stop", type=int, help="with --derivatives: end of the frames")
-    parser.add_argument("--volume", type=float, help="with --derivatives: nominal volume of a cluster [A^3]")
-    parser.add_argument("--keep-sum-rules", action="store_true", help="with --derivatives: do not project")
-    parser.add_argument("--groups", default="all", help="with --derivatives: all, species, or a YAML file of groups")
-    parser.add_argument(
+    _state_arguments(parser)
+    whole = parser.add_argument_group("every frame of a trajectory, contracted with its velocities")
+    whole.add_argument("--derivatives", type=Path, help="file to write")
+    whole.add_argument("--start", type=int, default=0, help="first frame")
+    whole.add_argument("--stop", type=int, help="end of the frames")
+    whole.add_argument("--volume", type=float, help="nominal volume of a cluster [A^3]")
+    whole.add_argument("--keep-sum-rules", action="store_true", help="do not project")
+    whole.add_argument("--groups", default="all", help="all, species, or a YAML file of groups")
+    clusters = parser.add_argument_group("clusters around every molecule, at tblite's level; also of periodic systems")
+    clusters.add_argument(
         "--clusters",
         action="store_true",
-        help="label every molecule in the cluster cut out around it: also periodic systems, at tblite's level",
+        help="label every molecule in the cluster cut out around it",
     )
-    parser.add_argument(
-        "--radius", type=float, help="with --clusters: between the nearest atoms of molecules [A] (3.5)"
-    )
-    parser.add_argument("--max-molecules", type=int, help="with --clusters: most molecules in one")
-    parser.add_argument("--charges", type=_formula_charges, help="with --clusters: of molecules, e.g. SO4=-2,Na=1")
-    parser.add_argument("--processes", type=int, help="with --clusters: workers that share them")
-    _state_arguments(parser)
+    clusters.add_argument("--radius", type=float, help="between the nearest atoms of molecules [A] (3.5)")
+    clusters.add_argument("--max-molecules", type=int, help="most molecules in one")
+    clusters.add_argument("--charges", type=_formula_charges, help="of molecules, e.g. SO4=-2,Na=1")
+    clusters.add_argument("--processes", type=int, help="workers that share them")
 
 
 def _label(chosen: argparse.Namespace) -> dict[str, Any]:
