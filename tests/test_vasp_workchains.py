@@ -29,6 +29,7 @@ from mimyria_wf.calculators.vasp import gap_problem, named_vectors, vasp_engine_
 from mimyria_wf.errors import CampaignError, EngineError
 from mimyria_wf.finite_field import field_vectors, point_name, response_tensors
 from mimyria_wf.labels import configuration_key, level_of_theory_key
+from mimyria_wf.qualification import QualificationSettings
 from mimyria_wf.tblite_engine import TbliteEngine
 from mimyria_wf.units import HARTREE_PER_BOHR
 from mimyria_wf.vasp_input import point_directory, render_field_set
@@ -184,29 +185,35 @@ def test_field_forces_are_those_of_the_model_behind_the_executable(family: str, 
 
 
 @pytest.mark.slow
-def test_labels_are_those_of_the_method_behind_the_executable(family: str, code: orm.AbstractCode) -> None:
-    """An APT set through the labels' workchain, against the same method called directly."""
+def test_qualified_labels_are_those_of_the_method_behind_the_executable(family: str, code: orm.AbstractCode) -> None:
+    """A level of theory is tried; the labels take its points and are those of the same method called directly."""
     engine = engine_inputs(family, settings={"max_concurrent": 8})
     moved = WATER.copy()  # another configuration: points that a test before has left would be taken for this one
     moved.positions += [0.1, 0.2, -0.1]
-    settings = {"engine": "vasp", "level_of_theory": vasp_level_of_theory(engine), "targets": ["apt"], "step": STEP}
-    _, node = run_get_node(
-        WorkflowFactory("mimyria_wf.labels"),
-        code=code,
-        snapshots=extxyz(moved),
-        indices=orm.List([0]),
-        settings=orm.Dict({**settings, "snapshots_per_job": 1, "max_concurrent": 1}),
-        engine=engine,
+    settings = {"engine": "vasp", "level_of_theory": vasp_level_of_theory(engine), "targets": ["apt", "pgt"]}
+    settings |= {"step": STEP, "threshold": 1e-8, "snapshots_per_job": 1, "max_concurrent": 1}
+    inputs = {"code": code, "snapshots": extxyz(moved), "settings": orm.Dict(settings), "engine": engine}
+    screening = QualificationSettings(steps=(STEP, 2 * STEP), step=STEP, atoms=(1,), polarizability="none")
+    _, tried = run_get_node(
+        WorkflowFactory("mimyria_wf.qualification"), screening=orm.Dict(screening.to_dict()), **inputs
     )
+    assert tried.is_finished_ok, tried.exit_message
+    verdict = tried.outputs.verdict.get_dict()
+    assert verdict["accepted"]
+    assert verdict["spatial"]["apt"]["largest"] < 2e-3  # e; displacements of 0.01 A
+    _, node = run_get_node(WorkflowFactory("mimyria_wf.labels"), indices=orm.List([0]), **inputs)
     assert node.is_finished_ok, node.exit_message
+    assert not [child for child in node.called if isinstance(child, orm.WorkChainNode)]  # all points are there
     labels = ase.io.read(io.StringIO(node.outputs.labels.get_content("r")), format="extxyz")
-    fields = np.array(list(field_vectors(STEP, ["apt"]).values()))
-    known = response_tensors(fields, forces_of_model(fields)).apt
-    # forces to 1e-10 E_h/a0 over the step, and what is left of the self-consistency
-    np.testing.assert_allclose(labels.arrays["apt"].reshape(3, 3, 3), known, atol=5e-7)
-    (field_set,) = (child for child in node.called if isinstance(child, orm.WorkChainNode))
-    jobs = [child for child in field_set.called if isinstance(child, orm.CalcJobNode)]
-    assert len(jobs) == 7
+    fields = np.array(list(field_vectors(STEP, ["apt", "pgt"]).values()))
+    known = response_tensors(fields, forces_of_model(fields))
+    # forces to 1e-10 E_h/a0 over the step, and over its square, and what is left of the self-consistency
+    np.testing.assert_allclose(labels.arrays["apt"].reshape(3, 3, 3), known.apt, atol=5e-7)
+    np.testing.assert_allclose(labels.arrays["pgt"].reshape(3, 3, 3, 3), known.pgt, atol=1e-3)
+    field_sets = [child for child in tried.called if isinstance(child, orm.WorkChainNode)]
+    jobs = [job for one in field_sets for job in one.called if isinstance(job, orm.CalcJobNode)]
+    # two steps of 12 points and six points (h, -h, 0), each set with a run without field to start from; displacements
+    assert len(jobs) == 2 * (1 + 12) + (1 + 6) + 6
     assert all(job.outputs.remote_folder.is_cleaned for job in jobs)
 
 
