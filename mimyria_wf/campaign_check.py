@@ -1111,7 +1111,8 @@ class _Check:
         if spectra.window_fs >= length:
             self.error(
                 ("spectra", "window_fs"),
-                f"must be shorter than the trajectories, {length:g} fs ({shortest.name}), got {spectra.window_fs:g}",
+                f"must be shorter than the trajectories, {length:g} fs ({shortest.name}), got "
+                f"{'' if 'window_fs' in spectra.model_fields_set else 'the default '}{spectra.window_fs:g}",
                 "lengthen the NVE runs or shorten the window",
             )
         elif spectra.window_fs > length / 2:

@@ -1050,6 +1050,15 @@ BAD = [
         id="window_longer_than_trajectory",
     ),
     pytest.param(
+        swap(GIVEN, "window_fs: 20", "geometries: [X(ZZ)Y]"),
+        [],
+        (
+            "spectra.window_fs must be shorter than the trajectories, 50 fs (a), got the default 500: lengthen the "
+            "NVE runs or shorten the window (campaign.yaml, line 13)"
+        ),
+        id="default_window_longer_than_trajectory",
+    ),
+    pytest.param(
         GIVEN + "reference:\n  trajectory: 2\n",
         [],
         (
