@@ -29,7 +29,6 @@ from mimyria_wf.vasp_run import (
     VaspFieldSet,
     VaspRun,
     read_field_points,
-    read_field_set,
     read_vasp_run,
     unconverged_loop,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "VaspRun",
     "polarizability_of_dielectric",
     "read_field_points",
-    "read_field_set",
     "read_vasp_response",
     "read_vasp_run",
 ]

@@ -114,7 +114,7 @@ def read_vasp_run(source: Source, folder: str = "") -> VaspRun:
 
     Raises:
         EngineError: why the run cannot be used, in one line: a file is missing or cut off, VASP stopped, a loop did not
-            converge. A run in the wrong field is for :func:`read_field_set` to find.
+            converge. A run in the wrong field is for :func:`read_field_points` to find.
     """
     read = _reader(source)
     prefix = f"{folder}/" if folder else ""
@@ -488,17 +488,3 @@ def _collected(
         warnings=tuple(warnings),
         version=sound[0].version if sound else "unknown",
     )
-
-
-def read_field_set(
-    source: Source,
-    vectors: Mapping[str, ArrayLike],
-    order: NDArray[np.int64] | None = None,
-    *,
-    atoms: ase.Atoms | None = None,
-    n_atoms: int | None = None,
-    charge: float | None = None,
-) -> tuple[Array, list[str]]:
-    """Return forces and problems of :func:`read_field_points`, as ``cp2k_output.read_field_set`` does."""
-    found = read_field_points(source, vectors, order, atoms=atoms, n_atoms=n_atoms, charge=charge)
-    return found.forces, list(found.problems)

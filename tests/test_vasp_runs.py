@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ase
 import ase.io
@@ -33,10 +34,16 @@ from mimyria_wf.vasp_input import (
     sorted_atoms,
 )
 from mimyria_wf.vasp_output import read_vasp_response
-from mimyria_wf.vasp_run import outcar_gap, read_field_points, read_field_set, read_vasp_run
+from mimyria_wf.vasp_run import outcar_gap, read_field_points, read_vasp_run
 
 STEP = 5e-4
 INCAR = {"ENCUT": 400, "EDIFF": 1e-8, "ISMEAR": 0, "SIGMA": 0.05}
+
+
+def read_field_set(*arguments: Any, **more: Any) -> tuple[np.ndarray, list[str]]:
+    """Return forces and problems of the points."""
+    found = read_field_points(*arguments, **more)
+    return found.forces, list(found.problems)
 
 
 def template(system: str = "", kpoints: object = None, **tags: object) -> VaspTemplate:
