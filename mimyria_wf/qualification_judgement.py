@@ -42,6 +42,9 @@ from mimyria_wf.units import BOHR, HARTREE
 _ALIKE = 1.5
 """Errors within this factor of the least are equal: the step nearest to the usual one is taken."""
 
+_AMPLE = 1 / 3
+"""So are errors below this share of their tolerance, a tenth in squares: nothing is gained by a stronger field."""
+
 _WORSE = 3
 """F(0) that is worse than other points by this factor is worth a line."""
 
@@ -81,8 +84,8 @@ def assess(
 
     The reference of each tensor is its limit for vanishing fields at the tightest threshold
     (:func:`mimyria_wf.qualification_fit.fit_plateau`); of two steps alone, their difference is the error of either.
-    Of all steps and thresholds against which nothing speaks, the loosest threshold is recommended, and for it the step
-    with the least error in units of its tolerance.
+    Of all steps and thresholds against which nothing speaks, the loosest threshold is recommended at which more than
+    one step is fit, and for it the step of small error, in units of its tolerance, that is nearest to the usual one.
 
     Args:
         settings: as given to :func:`plan`.
@@ -536,13 +539,23 @@ def _best(screened: Sequence[Screened], settings: QualificationSettings) -> Scre
     fit = [one for one in screened if not one.objections and np.isfinite(_worst(one, settings))]
     if not fit:
         return min(screened, key=lambda one: (_worst(one, settings), len(one.objections)))
+    fit = [one for one in fit if not _is_alone(one, screened, settings)] or fit
     loosest = max(fit, key=lambda one: one.threshold or 0.0).threshold
     fit = [one for one in fit if same_threshold(one.threshold, loosest)]
     least = min(_worst(one, settings) for one in fit)
-    alike = [one for one in fit if _worst(one, settings) <= _ALIKE * least]
+    alike = [one for one in fit if _worst(one, settings) <= max(_ALIKE * least, _AMPLE)]
     assert settings.step is not None
     usual = settings.step
     return min(alike, key=lambda one: abs(np.log(one.step / usual)))
+
+
+def _is_alone(one: Screened, screened: Sequence[Screened], settings: QualificationSettings) -> bool:
+    """Tell whether the next smaller and larger steps are unfit: no margin is left for other snapshots."""
+    steps = sorted(settings.steps)
+    place = steps.index(one.step)
+    beside = steps[max(0, place - 1) : place] + steps[place + 1 : place + 2]
+    others = [s for s in screened if same_threshold(s.threshold, one.threshold) and s.step in beside]
+    return len(steps) > 2 and bool(others) and all(other.objections for other in others)
 
 
 def _absolute(quality: TensorQuality) -> float | None:
@@ -566,14 +579,19 @@ def _reasons(
     fit = [one.step for one in same if not one.objections]
     reasons.append(
         f"at {at_threshold(best.threshold)} steps from {min(fit):g} to {max(fit):g} are fit, "
-        f"{best.step:g} has the least error"
+        f"{best.step:g} is the one of small error nearest to the usual step"
         if len(fit) > 1
         else f"at {at_threshold(best.threshold)} only h = {best.step:g} is fit"
     )
     looser = [
         one for one in screened if best.threshold is not None and one.threshold and one.threshold > best.threshold
     ]
-    if looser:
+    alone = [one for one in looser if not one.objections]
+    if alone:
+        one = max(alone, key=lambda one: one.threshold or 0.0)
+        where = at_threshold(one.threshold)
+        reasons.append(f"at {where} h = {one.step:g} fits, but no step beside it: no margin for other snapshots")
+    elif looser:
         nearest = min(looser, key=lambda one: (one.threshold or 0.0, abs(np.log(one.step / best.step))))
         reasons.append(
             f"{at_threshold(nearest.threshold)} is too loose at h = {nearest.step:g}: {nearest.objections[0]}"

@@ -13,6 +13,7 @@ from mimyria_wf.qualification_verdict import Qualification, Screened, TensorQual
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _UNITS = {"apt": "e", "pgt": r"$e^2 a_0/E_\mathrm{h}$"}
 _ERROR = "Error / spread of tensors"
@@ -84,6 +85,12 @@ def _mark(panel: Axes, value: float | None, limit: float) -> None:
         panel.axvline(value, color=COLOURS[6], lw=5, alpha=0.35, zorder=0)
 
 
+def _legend(figure: Figure, panel: Axes) -> None:
+    """Name the curves of a panel above all panels."""
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), fontsize=7)
+
+
 def plot_steps(path: str | Path, verdict: Qualification) -> None:
     """Draw errors of APT and PGT against the field step, a curve for each threshold.
 
@@ -115,7 +122,7 @@ def plot_steps(path: str | Path, verdict: Qualification) -> None:
             _mark(panel, verdict.step, verdict.settings["tolerances"][target])
             panel.set_xlabel(_STEP)
             panel.set_ylabel(f"{target.upper()}: {_ERROR.lower()}")
-        axes[0, 0].legend(loc="best", fontsize=7)
+        _legend(figure, axes[0, 0])
         _caption(figure, _name(verdict))
 
 
@@ -140,7 +147,7 @@ def plot_thresholds(path: str | Path, verdict: Qualification) -> None:
             _mark(panel, verdict.eps_scf, verdict.settings["tolerances"][target])
             panel.set_xlabel("EPS_SCF")
             panel.set_ylabel(f"{target.upper()}: {_ERROR.lower()}")
-        axes[0, 0].legend(loc="best", fontsize=7)
+        _legend(figure, axes[0, 0])
         _caption(figure, _name(verdict))
 
 

@@ -213,6 +213,34 @@ def test_the_u_shape_decides() -> None:
     assert verdict.line.startswith(f"accepted: h = {verdict.step:g} E_h/(e a0) at EPS_SCF {verdict.eps_scf:g}")
 
 
+def test_a_step_that_fits_between_two_that_do_not_is_not_recommended() -> None:
+    """At 1e-7 noise forbids 1e-3 and the next order 4e-3: other snapshots may leave nothing between them."""
+    settings = QualificationSettings(
+        steps=STEPS, thresholds=(1e-7, 1e-8), grid="full", cross_points=False, tolerances=Tolerances(pgt=0.04)
+    )
+    verdict = _verdict(AnalyticEngine(), settings)
+    assert verdict.objections(2e-3, 1e-7) == ()
+    assert verdict.objections(1e-3, 1e-7)
+    assert verdict.objections(4e-3, 1e-7)
+    assert (verdict.step, verdict.eps_scf) == (1e-3, 1e-8)
+    assert any("EPS_SCF 1e-07 h = 0.002 fits, but no step beside it" in reason for reason in verdict.reasons)
+    nothing_else = _verdict(AnalyticEngine(), replace(settings, thresholds=(1e-7,)))
+    assert nothing_else.accepted
+    assert (nothing_else.step, nothing_else.eps_scf) == (2e-3, 1e-7)
+    assert "only h = 0.002 is fit" in nothing_else.reasons[0]
+
+
+def test_no_stronger_field_is_recommended_for_an_error_that_is_small_already() -> None:
+    settings = QualificationSettings(
+        steps=STEPS, thresholds=(1e-9,), cross_points=False, tolerances=Tolerances(pgt=0.05)
+    )
+    verdict = _verdict(AnalyticEngine(), settings)
+    errors = {one.step: one.pgt.error for one in verdict.screened if one.pgt is not None}
+    assert min(errors, key=errors.__getitem__) == 1e-3
+    assert verdict.step == 5e-4  # the usual one
+    assert errors[5e-4] < 0.05 / 3
+
+
 def test_a_looser_threshold_at_a_larger_step_is_pointed_at() -> None:
     settings = QualificationSettings(steps=(5e-4, 1e-3, 2e-3), step=5e-4, thresholds=(3e-9, 1e-9), cross_points=False)
     verdict = _verdict(AnalyticEngine(), settings)
