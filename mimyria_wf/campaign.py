@@ -82,10 +82,9 @@ RESOURCES = (
 DEFAULT_FIELD_STEPS: Mapping[str, float] = {"tblite": 1e-3}
 """Field steps [E_h/(e a0)]: on the plateau for tblite; :data:`PAPER_FIELD_STEP` for all others."""
 PAPER_FIELD_STEP = 5e-4
-
+"""Minimum of the curves in Figs. 1 and 2 of the paper [E_h/(e a0)]."""
 TIGHTEST_SCF: Mapping[str, float] = {"cp2k": 1e-10, "vasp": 1e-9}
 """Thresholds that an SCF can still be expected to get to; a tenth of the labels' own is not tried below it."""
-"""Minimum of the curves in Figs. 1 and 2 of the paper [E_h/(e a0)]."""
 DEFAULT_SNAPSHOTS_PER_JOB: Mapping[str, int] = {"tblite": 20}
 ENGINES = ("tblite", "cp2k", "vasp")
 """Label engines with keys of their own in a campaign file; others are known by name and take `labels.settings`."""
@@ -1335,7 +1334,7 @@ class Campaign(Section):
             key = "field_step_au" if self.labels.field_step_au == "auto" else "scf_threshold"
             raise wrong(f"labels.{key}", "auto needs the qualification", "add qualification: true, or write a number")
         if self.labels is not None:
-            self._check_limits(self.labels.limits)
+            self._check_limits(self.labels)
         if self.labels is not None and self.labels.gives_tensors:
             if "pgt" in self.targets:
                 raise wrong(
@@ -1550,23 +1549,16 @@ class Campaign(Section):
             tolerances=Tolerances(**section.tolerances.model_dump()),
         )
 
-    def _check_limits(self, limits: LabelLimits) -> None:
+    def _check_limits(self, labels: Labels) -> None:
         """Refuse limits that raise nothing."""
         computer = self.computer_for("labels")
-        for key in LabelLimits.model_fields:
-            limit, asked = getattr(limits, key), getattr(computer, key)
+        for key, limit in labels.limits.model_dump(exclude_none=True).items():
+            asked = getattr(computer, key)
             # CP2K has a time limit of its own in the template, which is raised, too.
-            if (
-                limit is not None
-                and asked is None
-                and (key, self.labels and self.labels.engine)
-                != (
-                    "max_wallclock_seconds",
-                    "cp2k",
-                )
-            ):
+            is_raised = asked is not None or (key == "max_wallclock_seconds" and labels.engine == "cp2k")
+            if not is_raised:
                 raise wrong(f"labels.limits.{key}", "has nothing to raise", f"add {key} to the computer of the labels")
-            if limit is not None and asked is not None and limit <= asked:
+            if asked is not None and limit <= asked:
                 raise wrong(
                     f"labels.limits.{key}", f"must exceed the {asked} that a job gets at first", "raise or remove it"
                 )

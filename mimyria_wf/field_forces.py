@@ -34,6 +34,7 @@ from mimyria_wf.labels import (
     configuration_key,
     level_of_theory_key,
     matching_rows,
+    missing_points,
     multiplicity,
     total_charge,
 )
@@ -219,11 +220,9 @@ class FieldForcesStore:
         version: str | None = None,
     ) -> dict[str, Array]:
         """Return the field points of a snapshot still to be computed, by name; `version` as in :meth:`get`."""
-        wanted = field_vectors(step, targets)
-        vectors = np.array(list(wanted.values()))
-        known = self.get(atoms, level, version, vectors, step)
-        rows = matching_rows(np.empty((0, 3)) if known is None else known.field_vectors, vectors, step)
-        return {name: vector for (name, vector), row in zip(wanted.items(), rows, strict=True) if row is None}
+        known = self.get(atoms, level, version, np.array(list(field_vectors(step, targets).values())), step)
+        key = (configuration_key(atoms), level_of_theory_key(level))
+        return missing_points({} if known is None else {key: known.field_vectors}, atoms, level, targets, step)
 
     def get(
         self,
